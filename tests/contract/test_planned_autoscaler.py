@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +23,7 @@ from engines.planning.recipe import resolve_recipe
 from tests.prometheus_adapter import adapter_query
 from triton_repo.deploy.plan import Deployment, DeploymentPlan, plan_deployment
 from triton_repo.deploy.render import render_deployment
-from triton_repo.deploy.scaling import read_law
+from triton_repo.deploy.scaling import read_law, require_planned_engine
 from triton_repo.repository.render import render_repository
 from triton_repo.settings.repository_manifest import ServingSettings
 
@@ -166,3 +167,23 @@ def test_a_server_without_the_backends_metrics_is_refused(tmp_path: Path) -> Non
     assert read_law(tmp_path / "autoscaling.json", variant="inflight_batcher_llm").law.target == TARGETS["kv_used"][0]
     with pytest.raises(UserError, match="this repository is llmapi"):
         read_law(tmp_path / "autoscaling.json", variant="llmapi")
+
+
+@pytest.mark.parametrize(
+    ("row", "refused"),
+    [
+        ("h100-sxm-80gb fp8 b384 t8192", False),
+        ("h100-sxm-80gb fp8 b384 t8192 evicting", False),
+        ("h100-sxm-80gb fp8 (artifacts/run)", False),
+        ("h100-sxm-80gb fp8 b768 t8192", True),
+        ("h100-sxm-80gb int8_sq b384 t8192", True),
+        ("a100-sxm-80gb fp8 b384 t8192", True),
+    ],
+)
+def test_a_law_of_another_engine_is_refused(row: str, *, refused: bool) -> None:
+    """A target belongs to the GPU, the precision and the batch limits that it was simulated with."""
+    asked = resolve_recipe(None, {})
+    engine = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
+    file = _file("in_flight").model_copy(update={"row": row})
+    with pytest.raises(UserError, match="its law was simulated with") if refused else nullcontext():
+        require_planned_engine(file, engine, path=Path("autoscaling.json"))

@@ -13,7 +13,14 @@ from engines.build import MODEL_YAML
 from engines.files import made_by, to_json, validate
 from engines.outputs import paths_named, refuse_existing
 from triton_repo.audit import check_repository, read_config
-from triton_repo.deploy import Deployment, DeploymentPlan, plan_deployment, read_law, render_deployment
+from triton_repo.deploy import (
+    Deployment,
+    DeploymentPlan,
+    plan_deployment,
+    read_law,
+    render_deployment,
+    require_planned_engine,
+)
 from triton_repo.settings import read_repository
 
 
@@ -24,8 +31,10 @@ def run(repository: Path, **flags: Any) -> None:
     typed = {key: f"--{key.removesuffix('_s').replace('_', '-')}" for key in settings}
     settings.setdefault("name", _name_from(repository.absolute().name))
     law_file = flags["autoscaling"]
-    scaling = None if law_file is None else read_law(law_file, variant=read_repository(repository).variant)
+    manifest = read_repository(repository)
+    scaling = None if law_file is None else read_law(law_file, variant=manifest.variant)
     if scaling is not None:
+        require_planned_engine(scaling, manifest.engine, path=law_file)
         settings = {"replicas": scaling.law.min_replicas, "max_replicas": scaling.law.max_replicas, **settings}
     plan = plan_deployment(
         repository,
