@@ -50,7 +50,7 @@ def require_planned_engine(found: AutoscalingFile, engine: EngineManifest, *, pa
     if stated != has:
         raise UserError(
             f"{path}: its law was simulated with {' '.join(stated)}; this repository's engine is {' '.join(has)}",
-            hint=f"build the plan's engine: build-engine --recipe {path.parent / 'recipe.yaml'}; or plan with this engine",
+            hint=f"build-engine --recipe {path.parent / 'recipe.yaml'} builds the plan's engine; or plan with this one",
         )
 
 
