@@ -9,6 +9,7 @@ import numpy as np
 
 from engines.spec import MS_PER_S
 from loadtest.metrics import Ecdf, LevelDetail, LevelSummary, RunDetail, Summary
+from loadtest.report.charts.labels import ABOVE, BELOW, Spot, label_loads
 from loadtest.report.charts.style import (
     Drawing,
     drawing_of,
@@ -112,12 +113,15 @@ def frontier(summary: Summary) -> Drawing:
         figure = new_figure()
         left, right = figure.subplots(1, 2)
         figure.subplots_adjust(left=0.06, right=0.985, top=0.74, bottom=0.13, wspace=0.18)
+        spots: tuple[list[Spot], list[Spot]] = ([], [])
         for run, colour in zip(_runs(summary), cycle(RUN_COLOURS), strict=False):
             levels = [level for level in summary.levels if level.run == run and level.output_tokens_per_s]
-            _frontier_line(left, levels, (run, colour), _speed)
-            _frontier_line(right, levels, (run, colour), _e2e_s)
+            spots[0].extend(_frontier_line(left, levels, (run, colour), _speed))
+            spots[1].extend(_frontier_line(right, levels, (run, colour), _e2e_s))
         _frontier_axes(left, "Tokens/s per user (1 / mean TPOT)", "output tokens/s, all users")
         _frontier_axes(right, "End-to-end latency p50, s", "output tokens/s, all users")
+        for panel, points in zip((left, right), spots, strict=True):
+            label_loads(panel, points, sides=(ABOVE, BELOW))
         if len(_runs(summary)) > 1 and left.lines:
             left.legend(loc="lower left")
         head(figure, title, f"{what_ran(summary)}   |   numbers at points: load", summary)
@@ -136,16 +140,15 @@ def _e2e_s(level: LevelSummary) -> float | None:
     return None if level.felt_e2e_s is None else level.felt_e2e_s.p50
 
 
-def _frontier_line(panel: Any, levels: list[LevelSummary], who: tuple[str | None, str], quantity: Any) -> None:
+def _frontier_line(panel: Any, levels: list[LevelSummary], who: tuple[str | None, str], quantity: Any) -> list[Spot]:
     run, colour = who
-    known = [(level.output_tokens_per_s, quantity(level), level.load) for level in levels]
-    known = [(x, y, load) for x, y, load in known if y is not None]
+    found = [(level.output_tokens_per_s or 0.0, quantity(level), level.load) for level in levels]
+    known = [Spot(x, y, load, FAINT if run is None else colour) for x, y, load in found if y is not None]
     if not known:
-        return
-    panel.plot([x for x, _, _ in known], [y for _, y, _ in known], "-o", color=colour, markersize=5.5, linewidth=1.8,
-               label=run)  # fmt: skip
-    for x, y, load in known:
-        panel.annotate(load, (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9, color=FAINT)
+        return []
+    x, y = [spot.x for spot in known], [spot.y for spot in known]
+    panel.plot(x, y, "-o", color=colour, markersize=5.5, linewidth=1.8, label=run)
+    return known
 
 
 def _frontier_axes(panel: Any, title: str, label: str) -> None:

@@ -6,6 +6,7 @@ from itertools import cycle
 from typing import Any
 
 from loadtest.metrics import LevelSummary, Summary
+from loadtest.report.charts.labels import LOWER_LEFT, UPPER_RIGHT, Spot, label_loads
 from loadtest.report.charts.style import (
     Drawing,
     drawing_of,
@@ -28,12 +29,14 @@ def energy_and_cost(summary: Summary) -> Drawing:
         figure = new_figure()
         left, right = figure.subplots(1, 2)
         figure.subplots_adjust(left=0.06, right=0.985, top=0.74, bottom=0.13, wspace=0.18)
+        spots: list[Spot] = []
         runs = list(dict.fromkeys(level.run for level in summary.levels))
         for run, colour in zip(runs, cycle(RUN_COLOURS), strict=False):
             levels = [level for level in summary.levels if level.run == run and level.output_tokens_per_s]
-            _energy_line(left, levels, run, colour)
+            spots += _energy_line(left, levels, run, colour)
             _cost_lines(right, levels, run, colour, is_only=len(runs) == 1)
         _axes(left, "Joules per output token, GPUs only", "GPU power is unknown")
+        label_loads(left, spots, sides=(UPPER_RIGHT, LOWER_LEFT))
         _axes(right, "USD per million tokens", "no price was given")
         if right.lines:
             right.legend(loc="upper right")
@@ -41,21 +44,21 @@ def energy_and_cost(summary: Summary) -> Drawing:
         return drawing_of(figure)
 
 
-def _energy_line(panel: Any, levels: list[LevelSummary], run: str | None, colour: str) -> None:
+def _energy_line(panel: Any, levels: list[LevelSummary], run: str | None, colour: str) -> list[Spot]:
     points = [
         (level.output_tokens_per_s or 0.0, level.energy.j_per_output_token, level.energy, level.load)
         for level in levels
         if level.energy is not None and level.energy.j_per_output_token is not None
     ]
     if not points:
-        return
+        return []
     x, y = [each[0] for each in points], [each[1] for each in points]
     panel.plot(x, y, "-o", color=colour, markersize=5.5, linewidth=1.8, label=run)
-    for rate, joules, energy, load in points:
+    for rate, joules, energy, _ in points:
         if energy.power_range_w is not None:
             ends = [joules * watts / energy.power_w for watts in energy.power_range_w]
             panel.plot([rate, rate], ends, "-", color=colour, linewidth=1.2, alpha=0.6)
-        panel.annotate(load, (rate, joules), xytext=(8, 6), textcoords="offset points", fontsize=9, color=FAINT)
+    return [Spot(rate, joules, load, FAINT if run is None else colour) for rate, joules, _, load in points]
 
 
 def _cost_lines(panel: Any, levels: list[LevelSummary], run: str | None, colour: str, *, is_only: bool) -> None:

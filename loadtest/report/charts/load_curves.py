@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from engines.spec import MS_PER_S
 from loadtest.metrics import Knee, LevelSummary, Spread, Summary
+from loadtest.report.charts.labels import Spot, label_loads
 from loadtest.report.charts.style import (
     Drawing,
     drawing_of,
@@ -27,7 +28,6 @@ PERCENTILE_COLOURS = {"p50": BLUE, "p95": ORANGE, "p99": VERMILION}
 PERCENTILE_LINES = {"p50": "-", "p95": "--", "p99": ":"}
 PERCENTILE_MARKERS = {"p50": "o", "p95": "s", "p99": "^"}
 MARKER_SIZES = {"p50": 5, "p95": 6, "p99": 8}  # p99 first, so that equal values stay visible behind each other
-LABEL_GAP_PX = 20.0
 LEGEND_LINE = 0.06  # of a panel's height: kept free above the points, so that the legend covers none
 
 
@@ -230,55 +230,22 @@ def _percentile_ms(found: Spread | None, name: str) -> float | None:
 
 
 def _annotate(panels: Any, levels: list[LevelSummary], axis: _Axis) -> None:
-    """Label each concurrency at its highest point in a panel; labels that would overlap are merged."""
+    """Label each concurrency at its highest point in a panel."""
     quantities: list[Callable[[LevelSummary], float | None]] = [
         lambda level: _percentile_ms(level.itl_s, "p99"),
         lambda level: _percentile_ms(level.felt_ttft_s, "p99"),
         lambda level: level.output_tokens_per_s,
     ]
-    box = {"boxstyle": "round,pad=0.1", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.6}
     for panel, quantity in zip(panels, quantities, strict=True):
         panel.autoscale_view()  # positions are needed now, not at the first drawing
-        for spot in _spots(panel, levels, axis, quantity):
-            users = ", ".join(f"{count:g}" for count in spot.users)
-            panel.annotate(
-                users,
-                (spot.x, spot.y),
-                xytext=(0, 8),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9,
-                color=FAINT,
-                bbox=box,
-            )
+        label_loads(panel, _spots(levels, axis, quantity))
 
 
-class _Spot(NamedTuple):
-    """Position of a label, and the concurrencies it names."""
-
-    x: float
-    y: float
-    users: list[float]
-
-
-def _spots(
-    panel: Any, levels: list[LevelSummary], axis: _Axis, quantity: Callable[[LevelSummary], float | None]
-) -> list[_Spot]:
+def _spots(levels: list[LevelSummary], axis: _Axis, quantity: Callable[[LevelSummary], float | None]) -> list[Spot]:
+    """Return the highest point of each load, by load."""
     highest: dict[float, tuple[float, float]] = {}
     for level in levels:
         for x, y in zip(*_points(_Line("", [level]), axis, quantity), strict=True):
             if level.offered not in highest or y > highest[level.offered][1]:
                 highest[level.offered] = (x, y)
-    spots: list[_Spot] = []
-    for users, (x, y) in sorted(highest.items()):
-        near = next((spot for spot in spots if _touch(panel, spot, (x, y))), None)
-        if near is None:
-            spots.append(_Spot(x, y, [users]))
-        else:
-            near.users.append(users)
-    return spots
-
-
-def _touch(panel: Any, spot: _Spot, point: tuple[float, float]) -> bool:
-    (x, y), (other_x, other_y) = panel.transData.transform([point, (spot.x, spot.y)])
-    return bool(abs(x - other_x) < LABEL_GAP_PX and abs(y - other_y) < LABEL_GAP_PX)
+    return [Spot(x, y, f"{users:g}") for users, (x, y) in sorted(highest.items())]

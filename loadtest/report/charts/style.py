@@ -24,6 +24,7 @@ vars(artist)["kwdoc"] = lambda _: (
 
 WIDTH_IN, HEIGHT_IN, PNG_DPI, PNG_COMPRESSION = 14.0, 5.4, 150, 3
 LOG_AXIS_RATIO = 20.0
+MAX_NAMES = 100  # characters of engines in a subtitle, which has about 150 in all
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, and small
@@ -104,9 +105,13 @@ def nothing(panel: Any, text: str) -> None:
 
 
 def what_ran(summary: Summary) -> str:
-    """Return engines and lengths as text."""
+    """Return engines and lengths as text; many engines by their number, since a line of a figure has an end."""
     engines = sorted({run.server.engine or run.server.model for run in summary.runs})
-    parts = [", ".join(engines), lengths_of(summary.levels) if summary.levels else ""]
+    named = ", ".join(engines)
+    parts = [
+        named if len(named) <= MAX_NAMES else f"{len(engines)} engines",
+        lengths_of(summary.levels) if summary.levels else "",
+    ]
     return "   |   ".join(part for part in parts if part)
 
 
