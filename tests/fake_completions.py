@@ -17,11 +17,12 @@ class CompletionsStandIn(BaseHTTPRequestHandler):
 
     asked: ClassVar[list[dict[str, Any]]] = []
     left: ClassVar[threading.Event] = threading.Event()
+    listed: ClassVar[Any] = [{"id": MODEL}]
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         """List the models."""
-        self._send(200, {"data": [{"id": MODEL}]})
+        self._send(200, {"data": self.listed})
 
     def do_POST(self) -> None:
         """Stream a completion."""

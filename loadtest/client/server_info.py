@@ -90,7 +90,9 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
         hint = f"check the key in ${endpoint.api_key_env}" if answer.status in {401, 403} else "check --url"
         raise MissingError(f"{url}: GET {base}/models answered {answer.status}", hint=hint)
     try:
-        names = [str(each["id"]) for each in json.loads(answer.body)["data"]]
+        names = [each["id"] for each in json.loads(answer.body)["data"]]
+        if not all(isinstance(name, str) and name and name.isprintable() for name in names):
+            raise ValueError("a name that is none")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MissingError(
             f"{url}: {base}/models is not a list of models", hint="check that this is an OpenAI-compatible server"

@@ -56,10 +56,14 @@ class CompletionsServer:
         """Return the names of the served models.
 
         Raises:
-            RelayError: It does not answer.
+            RelayError: It does not answer, or with something other than names.
         """
-        rows = self._get("/v1/models").get("data", ())
-        return [str(row.get("id")) for row in rows if isinstance(row, dict)]
+        path = "/v1/models"
+        rows = self._get(path).get("data")
+        names = [row.get("id") if isinstance(row, dict) else None for row in rows] if isinstance(rows, list) else [None]
+        if not all(isinstance(name, str) and name and name.isprintable() for name in names):
+            raise RelayError(f"{self._url}{path}: not a list of model names: {str(rows)[:80]!r}")
+        return [str(name) for name in names]
 
     def start(self, model: str, prompt: list[int], output_tokens: int, options: dict[str, Any]) -> Exchange:
         """Prepare a request; `Exchange.pieces` sends it and yields the reply.

@@ -55,6 +55,10 @@ def test_a_server_that_lists_no_models_is_taken_at_its_word(serve: Callable[...,
         ({"/v1/models": (503, {})}, None, "answered 503"),
         ({"/v1/models": (200, b"<html>")}, None, "not a list of models"),
         ({"/v1/models": (200, {"data": [1]})}, None, "not a list of models"),
+        *(
+            ({"/v1/models": (200, {"data": [{"id": "other"}, {"id": name}]})}, None, "not a list of models")
+            for name in (7, None, "", ["x"], "\x1b[2J")
+        ),
     ],
 )
 def test_a_wrong_answer_is_one_clear_error(serve: Callable[..., int], pages: Pages, key: str | None, text: str) -> None:

@@ -160,3 +160,14 @@ def test_a_model_that_is_not_served_is_not_loaded(url: str) -> None:
     with pytest.raises(RelayError, match=r"http://127\.0\.0\.1:9/v1/models"):
         made.initialize(_config("http://127.0.0.1:9"))
     assert CompletionsServer(url).models() == [MODEL]
+
+
+@pytest.mark.parametrize(
+    "listed", [[{"id": 7}], [{"id": None}], [{"id": ""}], [{"id": "a\nb"}], ["x"], [None], None, 5, {}]
+)
+def test_only_names_are_models(url: str, listed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that lists something else is refused, not relayed to under the name "7"."""
+    assert CompletionsServer(url).models() == [MODEL]
+    monkeypatch.setattr(CompletionsStandIn, "listed", [{"id": MODEL}, *listed] if isinstance(listed, list) else listed)
+    with pytest.raises(RelayError, match="not a list of model names"):
+        CompletionsServer(url).models()
