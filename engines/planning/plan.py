@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from engines.files import Document
 from engines.planning.build_plan import BuildPlan, Predicted
 from engines.planning.choices import Choices
@@ -95,7 +97,10 @@ def _predicted(choices: Choices, engine: Engine) -> Predicted:
     expected = outlook(engine, recipe.workload)
     missed = expected.misses(recipe.objectives)
     if missed:
-        choices.notice("objectives-missed", f"predicted with a full batch: {missed}")
+        in_ms = recipe.objectives.model_copy(update={"longest_gap_s": math.inf})
+        alone = outlook(engine.limited(max_batch_size=1), recipe.workload).misses(in_ms)
+        reach = f"; out of reach of one request at a time too: {alone} (--ttft-ms and --itl-ms are in milliseconds)"
+        choices.notice("objectives-missed", f"predicted with a full batch: {missed}{reach if alone else ''}")
     return Predicted(
         sequences=expected.sequences,
         itl_s=expected.itl_s,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engines.errors import TargetMissedError, UserError
 from engines.manifest import Runtime
 from engines.planning.choices import Choices
-from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits
+from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 from engines.planning.recipe import SpeculativeChoices, Workload
 from engines.planning.resolve_step_time import resolve_step_time
 from engines.spec import (
@@ -71,12 +71,15 @@ def resolve_limits(
         token_budgets=TOKEN_BUDGETS if max_num_tokens == "auto" else (max_num_tokens,),
         max_draft_len=speculative.max_draft_len if recipe.backend == "tensorrt" else 0,
     )
+    missed = outlook(found, recipe.workload).misses(recipe.objectives)
+    kept = "highest predicted throughput that meets the objectives"
+    why = f"{'lowest predicted ITL: no limits meet the objectives' if missed else kept}; see --explain"
     for name, requested, value in (
         ("limits.max_batch_size", max_batch_size, found.sizing.max_batch_size),
         ("limits.max_num_tokens", max_num_tokens, found.sizing.max_num_tokens),
     ):
         if requested == "auto":
-            choices.derived(name, value, "highest predicted throughput that meets the objectives; see --explain")
+            choices.derived(name, value, why)
         elif requested != value:
             _note_clamp(choices, requested, found.sizing)
         else:

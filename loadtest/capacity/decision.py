@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from engines.files import Strict
-from engines.spec import Accelerator, is_accelerator_file
+from engines.spec import Accelerator, is_accelerator_file, milliseconds
 from engines.units import three_digits
 from loadtest.capacity.accuracy import CandidateAccuracy, ranked_loss
 from loadtest.capacity.candidates import RANK, Basis, Candidate
@@ -278,9 +278,17 @@ def _missed(found: ReplicaCapacity) -> str:
     """Return what an idle engine, or the lowest load tried, misses."""
     idle = found.idle
     if idle is not None and not idle.met:
-        return f"even an idle replica misses {', '.join(idle.missed)}, by a factor of {idle.worst_ratio:.3g}"
+        factor = f"by a factor of {idle.worst_ratio:.3g}"
+        return f"even an idle replica ({latencies_of(idle)}) misses {', '.join(idle.missed)}, {factor}"
     smallest = min(found.tried, key=lambda each: each.worst_ratio)
     return f"even {three_digits(smallest.rate_per_s)} requests/s miss {', '.join(smallest.missed)}"
+
+
+def latencies_of(probe: RateProbe) -> str:
+    """Return the latencies of a load in words; objectives are in seconds, which is easily confused."""
+    known = (("TTFT p95", probe.ttft_p95_s), ("ITL p99", probe.itl_p99_s))
+    found = [f"{name} {milliseconds(value)} ms" for name, value in known if value is not None]
+    return ", ".join(found) or "no reply"
 
 
 def _too_slow(row: Row, found: ReplicaCapacity, demand: Demand, market: Market) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engines.units import three_digits
 from loadtest.capacity.accuracy import interval_text
-from loadtest.capacity.decision import Market, Row, costed
+from loadtest.capacity.decision import Market, Row, costed, latencies_of
 from loadtest.capacity.inputs import Demand
 from loadtest.capacity.simulation import RateProbe
 
@@ -112,8 +112,8 @@ def _looser_objectives(rows: Sequence[Row]) -> str:
     smallest = _smallest(closest)
     when = "idle" if not smallest.rate_per_s else f"at {three_digits(smallest.rate_per_s)} requests/s"
     return (
-        f"closest is {closest.name}: {when} it misses {', '.join(smallest.missed)} by a factor of "
-        f"{smallest.worst_ratio:.3g}; limits that much looser are possible"
+        f"closest is {closest.name}: {when} ({latencies_of(smallest)}) it misses {', '.join(smallest.missed)} by a "
+        f"factor of {smallest.worst_ratio:.3g}; limits that much looser are possible (objectives are in seconds)"
     )
 
 

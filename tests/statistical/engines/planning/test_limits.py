@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -86,6 +87,17 @@ def test_objectives_out_of_reach_are_said_and_not_hidden() -> None:
     plan = plan_of(objectives__itl_s=0.001)
     (missed,) = [notice for notice in plan.notices if notice.code == "objectives-missed"]
     assert "at most 1" in missed.text
+    assert "no limits meet the objectives" in next(
+        each.reason for each in plan.choices if each.name.endswith("batch_size")
+    )
+
+
+def test_an_objective_that_a_request_alone_misses_is_likely_in_another_unit() -> None:
+    """0.5 ms to the first token, where 500 were meant: the notice has what one request takes, and the flag's unit."""
+    plan = plan_of(objectives__ttft_s=0.0005)
+    (missed,) = [notice for notice in plan.notices if notice.code == "objectives-missed"]
+    pattern = r"one request at a time too: TTFT \d[\d.]* ms, at most 0\.5 \(--ttft-ms and .* in milliseconds"
+    assert re.search(pattern, missed.text)
 
 
 def test_a_prompt_that_is_not_chunked_must_fit_one_iteration() -> None:

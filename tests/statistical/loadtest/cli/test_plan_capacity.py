@@ -200,9 +200,12 @@ def test_a_prediction_verifies_nothing(planned: Path, tmp_path: Path) -> None:
 
 
 def test_the_impossible_is_refused_with_the_nearest_possible(tmp_path: Path) -> None:
-    """A first token in a millisecond: no, and who comes closest. Too small a budget: no, and what it would carry."""
+    """A first token in a millisecond: no; who comes closest, with its latency. Too small a budget: what it carries."""
     few = {"limits": {"gpus": ["h100-sxm-80gb"], "precisions": ["fp8"], "budget_usd_per_month": 5000}}
-    for changed, said in (({"objectives": {"ttft_s": {"p90": 0.001}}}, "closest is"), (few, "within the limits")):
+    for changed, said in (
+        ({"objectives": {"ttft_s": {"p90": 0.001}}}, "objectives are in seconds"),
+        (few, "within the limits"),
+    ):
         folder = tmp_path / said.replace(" ", "-")
         folder.mkdir()
         traffic = SMALL["traffic"] | {"rate_by_hour_per_s": [400.0]}  # type: ignore[operator]
@@ -210,6 +213,7 @@ def test_the_impossible_is_refused_with_the_nearest_possible(tmp_path: Path) -> 
         result = run(str(path), "--out", str(folder / "out"), "--workers", "1")
         assert isinstance(result.exception, TargetMissedError)
         assert said in (result.exception.hint or "")
+        assert ("idle (TTFT p95 " in (result.exception.hint or "")) == ("objectives" in changed)
 
 
 @pytest.mark.parametrize(
