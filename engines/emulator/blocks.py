@@ -86,8 +86,9 @@ class KvPool:
 
     def first_missing(self, hashes: Row[int]) -> int | None:
         """Return the first hash whose block a prompt would have to compute; None if all are available."""
+        holders, cached, host = self._holders, self._cached, self._host
         for content in hashes:
-            if not self.holds(content):
+            if content not in holders and content not in cached and content not in host:
                 return content
         return None
 
@@ -190,31 +191,28 @@ class KvPool:
         self.used -= private
         if self.reuse and private and (paused is not None or self._freed):
             self._freed.append(_Freed(paused, private))
+        holders = self._holders
         for content in reversed(shared_hashes):  # a prefix is evicted after what follows it
-            holders = self._holders[content] - 1
-            if holders:
-                self._holders[content] = holders
+            left = holders[content] - 1
+            if left:
+                holders[content] = left
             else:
-                del self._holders[content]
+                del holders[content]
                 self._cached[content] = None
                 self.used -= 1
 
     def _find(self, hashes: Row[int]) -> list[int]:
-        found = []
-        for content in hashes:
-            if not self.holds(content):
-                break
-            found.append(content)
-        return found
+        missing = self.first_missing(hashes)
+        return list(hashes if missing is None else hashes[: hashes.index(missing)])
 
     def _hold(self, found: list[int]) -> int:
         """Hold blocks that were found; return how many need a new GPU block because they come from host memory."""
-        onboarded = 0
+        onboarded, holders = 0, self._holders
         for content in found:
-            if content in self._holders:
-                self._holders[content] += 1
+            if content in holders:
+                holders[content] += 1
                 continue
-            self._holders[content] = 1
+            holders[content] = 1
             if content in self._cached:
                 del self._cached[content]
                 self.used += 1

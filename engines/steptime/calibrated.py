@@ -8,6 +8,7 @@ from typing import NamedTuple
 from engines.spec import Factors
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
 
+_HOST = StepCost._fields.index("host_s")
 FULL_GPU_SEQUENCES = 64  # sequences whose attention fills any GPU, split along the context or not
 
 
@@ -36,9 +37,9 @@ class Calibrated:
 
     def cost(self, shape: StepShape) -> StepCost:
         """Return the seconds of one iteration by cause."""
-        parts = self.parts(shape)
-        fitted = StepCost._make(part * ratio for part, ratio in zip(parts, self._ratios, strict=True))
-        return fitted._replace(host_s=fitted.host_s + self._added_s(shape))
+        fitted = list(map(mul, self.parts(shape), self._ratios))
+        fitted[_HOST] += self._added_s(shape)
+        return StepCost(*fitted)
 
     def _added_s(self, shape: StepShape) -> float:
         """Return what the factors add to an iteration, as opposed to what they multiply."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import mul
+
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
 
 
@@ -19,12 +21,12 @@ class Scaled:
 
     def cost(self, shape: StepShape) -> StepCost:
         """Return the seconds of one iteration by cause."""
-        parts = self.source.cost(shape)
-        return StepCost._make(part * ratio for part, ratio in zip(parts, self.ratios, strict=True))
+        return StepCost(*map(mul, self.source.cost(shape), self.ratios))
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""
-        return sum(self.cost(shape))
+        seconds: float = sum(map(mul, self.source.cost(shape), self.ratios))
+        return seconds
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
         """Return the source's line, with its slope multiplied by the cache's ratio."""

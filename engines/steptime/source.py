@@ -74,13 +74,14 @@ def _made_once(
     tensor_parallel: int,
     ratios: StepCost | None,
 ) -> StepTime:
+    if ratios is not None:  # one source, and what it has looked up, serves every ratio
+        return scaled(_made_once(choice, model, gpu, speculative, precision, kv_format, tensor_parallel, None), ratios)
     geometry, board = ModelSpec.model_validate_json(model), GpuSpec.model_validate_json(gpu)
-    source = step_time_of(
+    return step_time_of(
         StepTimeChoice.model_validate_json(choice),
         PlacedModel(geometry, board, precision, kv_format, tensor_parallel),
         speculative=None if speculative is None else SpeculativeDecoding.model_validate_json(speculative),
     )
-    return source if ratios is None else scaled(source, ratios)
 
 
 def favoured_source(placed: PlacedModel) -> tuple[Literal["roofline", "silicon"], str]:

@@ -1,6 +1,6 @@
 """From records to TTFT, ITL, throughput, confidence intervals and objectives. May import `results` and `scenario`."""
 
-from loadtest.metrics.bootstrap import quantiles_of_weighted
+from loadtest.metrics.bootstrap import quantiles_of, quantiles_of_weighted
 from loadtest.metrics.cost import GpuPrice, token_prices, with_cost
 from loadtest.metrics.latency import Counted, counted, felt, latencies_of, request_latencies, resampler_of
 from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds, summary_of_runs
@@ -38,6 +38,7 @@ __all__ = [
     "latencies_of",
     "load_runs",
     "meets_goodput",
+    "quantiles_of",
     "quantiles_of_weighted",
     "rate_replicates",
     "refuse_mixed_kinds",

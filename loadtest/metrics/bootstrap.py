@@ -67,6 +67,13 @@ def quantiles_of_sorted(ordered: Values, shares: list[float]) -> list[float]:
     return found
 
 
+def quantiles_of(values: Values, shares: list[float]) -> list[float]:
+    """Return the same for values in any order, without sorting them all."""
+    last = len(values) - 1
+    low = [int(share * last) for share in shares]
+    return quantiles_of_sorted(np.partition(values, sorted({*low, *(min(place + 1, last) for place in low)})), shares)
+
+
 def quantiles_of_weighted(ordered: Weighted, shares: list[float]) -> list[float]:
     """Return the same for sorted values with multiplicities.
 

@@ -273,7 +273,7 @@ class VirtualServer:
     @property
     def left_s(self) -> _Floats:
         """When the tokens of each iteration left for the clients, by the iteration's index."""
-        return np.asarray(self._left_s)
+        return np.fromiter(self._left_s, np.float64, len(self._left_s))
 
     @property
     def decoding(self) -> npt.NDArray[np.int64]:

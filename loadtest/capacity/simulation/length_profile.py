@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +95,12 @@ def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
     return found[0], found[1]
 
 
+@cache
+def _longest_osl_of(scenario_json: str) -> int:
+    return sampler_of(scenario_json).lengths_of(range(256)).longest_osl
+
+
 def max_tokens_by_class(demand: Demand, scenario: Scenario) -> tuple[tuple[str, int], ...]:
     """Return the `max_tokens` of each class's requests."""
-    longest = sampler_of(scenario.model_dump_json()).lengths_of(range(256)).longest_osl
+    longest = _longest_osl_of(scenario.model_dump_json())
     return tuple((kind.name or "", _max_tokens(kind, demand, _bounds(kind, 1, longest)[1])) for kind in scenario.kinds)

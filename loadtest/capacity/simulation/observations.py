@@ -94,12 +94,13 @@ class Observations:
         self._table = None
         done = [each for each in lead if each.outcome == "ok"]
         sent_s = np.array([each.sent.sent_s for each in done])
-        done_s = server.left_s[[each.spans[-1][1] for each in done]] if done else np.array([])
+        left_s = server.left_s
+        done_s = left_s[[each.spans[-1][1] for each in done]] if done else np.array([])
         self._lead.append((len(self._windows) - 1, sent_s, done_s))
         for each in ended:
             if each.outcome != "ok":
                 self.refused[each.outcome] = self.refused.get(each.outcome, 0) + 1
-        self._parts.append(table_of(len(self._windows) - 1, server.left_s, ended))
+        self._parts.append(table_of(len(self._windows) - 1, left_s, ended))
         self.cached_tokens += sum(each.cached_tokens or 0 for each in ended)
         self.prompt_tokens += sum(each.sent.prompt_tokens for each in ended)
         if server.meter is not None:

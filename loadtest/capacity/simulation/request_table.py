@@ -15,11 +15,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.metrics import PERCENTILES, Spread, quantiles_of_weighted
+from loadtest.metrics import PERCENTILES, Spread, quantiles_of, quantiles_of_weighted
 from loadtest.results import Floats, Ints, Weighted
 from loadtest.scenario import Goodput
 from loadtest.simulate import Ended
 
+FEW_COUNTS = 8  # mean multiplicity of values up to which listing them all is faster than sorting them
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -198,12 +199,14 @@ def weighted_spread(values: Floats, counts: Ints) -> Spread | None:
     total = int(counts.sum())
     if not total:
         return None
-    order = np.argsort(values)
-    ordered = Weighted(values[order], counts[order])
-    quantiles = quantiles_of_weighted(ordered, list(PERCENTILES.values()))
+    shares = list(PERCENTILES.values())
+    if total <= FEW_COUNTS * len(values):
+        quantiles = quantiles_of(np.repeat(values, counts), shares)
+    else:
+        quantiles = quantiles_of_weighted(Weighted(values, counts).sorted(), shares)
     return Spread(
         count=total,
         mean=float((values * counts).sum() / total),
-        max=float(ordered.values[np.flatnonzero(ordered.weights)[-1]]),
+        max=float(values[counts > 0].max()),
         **dict(zip(PERCENTILES, quantiles, strict=True)),
     )

@@ -109,6 +109,7 @@ def test_weighted_quantiles_are_those_of_repeated_values(pairs: list[tuple[float
     listed = np.repeat(weighted.values, weighted.weights)
     shares = [0.0, 0.25, 0.5, 0.9, 0.99, 1.0]
     assert bootstrap.quantiles_of_weighted(weighted, shares) == bootstrap.quantiles_of_sorted(listed, shares)
+    assert bootstrap.quantiles_of(np.flip(listed), shares) == bootstrap.quantiles_of_sorted(listed, shares)
 
 
 @given(_spans(), st.randoms(use_true_random=False))

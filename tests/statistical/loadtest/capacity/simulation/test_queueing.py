@@ -120,10 +120,11 @@ def test_figures_are_those_of_the_records() -> None:
             assert getattr(mine, statistic) == pytest.approx(getattr(theirs, statistic), rel=1e-6)
 
 
-def test_weighted_percentiles_are_those_of_the_values_written_out() -> None:
-    """Percentiles of values with counts equal those of every value repeated as often."""
+@pytest.mark.parametrize("largest", [9, 90])
+def test_weighted_percentiles_are_those_of_the_values_written_out(largest: int) -> None:
+    """Percentiles of values with few or many counts equal those of every value repeated as often."""
     rng = np.random.default_rng(0)
-    values, counts = rng.random(300), rng.integers(0, 9, 300)
+    values, counts = rng.random(300), rng.integers(0, largest, 300)
     assert weighted_spread(values, counts) is not None
     mine, theirs = weighted_spread(values, counts), spread(np.repeat(values, counts).tolist())
     assert mine is not None
