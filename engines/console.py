@@ -381,14 +381,12 @@ def draft_flags(function: _FunctionT) -> _FunctionT:
     function = click.option(
         "--acceptance",
         metavar="RATE,...",
-        help=(
-            "Share of steps that accept the draft token at each position. Default: the method's, if a source is known."
-        ),
+        help=("Share of steps that accept the draft token at each position.  [default: the method's, if known]"),
     )(function)
     function = click.option(
         "--max-total-draft-tokens",
         type=int,
-        help="Draft tokens verified per step, for a draft tree. Default: a chain of --max-draft-len.",
+        help="Draft tokens verified per step, for a draft tree.  [default: a chain of --max-draft-len]",
     )(function)
     return click.option("--max-draft-len", type=int, help="Maximum number of draft tokens accepted per step.")(function)
 

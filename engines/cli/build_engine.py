@@ -174,7 +174,7 @@ HELP_GROUPS = {
     metavar="FILE",
     help="calibration.json from calibrate-engine: use its step-time source and its factors.",
 )
-@click.option("--calibration-text", help="Calibration text: plain text, JSONL or ShareGPT JSON. Default: real chats.")
+@click.option("--calibration-text", help="Calibration text: plain text, JSONL or ShareGPT JSON.  [default: real chats]")
 @click.option("--calibration-samples", type=int, help="Number of calibration samples.")
 @click.option("--calibration-tokens", type=int, help="Length of each calibration sample, in tokens.")
 @click.option(
@@ -192,7 +192,7 @@ HELP_GROUPS = {
     "--stages",
     "stages_folder",
     type=click.Path(path_type=Path),
-    help="Folder of the stage cache. Default: .stages next to --out.",
+    help="Folder of the stage cache.  [default: .stages next to --out]",
 )
 @click.option("--list", "list_pairs", is_flag=True, help="Print which precisions each GPU supports, and exit.")
 @click.option("--seed", type=int, help="Seed for drawing the calibration samples.")

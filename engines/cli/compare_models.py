@@ -40,7 +40,7 @@ MODEL is one of: {", ".join(model_names())}; without any: {", ".join(DEFAULT_MOD
     shell_complete=completing(lambda: PRECISION_NAMES),
     multiple=True,
     metavar="NAME,...",
-    help=f"Any of: {', '.join(PRECISION_NAMES)}. Default: fp16, and all others that the GPU supports.",
+    help=f"Any of: {', '.join(PRECISION_NAMES)}.  [default: fp16, and all others that the GPU supports]",
 )
 @click.option(
     "--isl",

@@ -27,7 +27,11 @@ GROUPS = {"What to measure": ("--device", "--threads", "--cores", "--vllm", "--m
     show_default=True,
     help="What to describe. auto: the GPU if torch sees one, else the CPU.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to measure with, one a core. Default: all cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads that measure the CPU, each on its own core.  [default: all cores]",
+)
 @click.option("--cores", metavar="LIST", help="Logical cores to pin to, as in 0,2-3: those that the server will have.")
 @click.option(
     "--vllm",
@@ -40,7 +44,7 @@ GROUPS = {"What to measure": ("--device", "--threads", "--cores", "--vllm", "--m
     "model_name",
     help="With --vllm: a known model, or a folder with a config.json, whose matrices to measure with.",
 )
-@click.option("--name", help="Name in figures and calibrations. Default: after the processor's model.")
+@click.option("--name", help="Name in figures and calibrations.  [default: after the processor's model]")
 @writing_flags
 @common_flags
 def describe_machine(**flags: Any) -> None:

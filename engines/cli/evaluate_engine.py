@@ -47,21 +47,21 @@ humaneval whose data set is in the folder. --data may also be set as {DATA_VARIA
 )
 @click.argument("engine", required=False, type=click.Path(path_type=Path))
 @click.option("--url", metavar="URL", help="Server of the OpenAI API, as in http://127.0.0.1:8000.")
-@click.option("--model", metavar="NAME", help="Its model. Default: its only one.")
+@click.option("--model", metavar="NAME", help="Name of the model at --url.  [default: the only one it serves]")
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    help="Folder of the served model's tokenizer. Default: the engine's.",
+    help="Folder of the served model's tokenizer.  [default: the engine's]",
 )
 @click.option(
-    "--concurrency", type=click.IntRange(1, 512), default=8, show_default=True, help="Requests at once to the server."
+    "--concurrency", type=click.IntRange(1, 512), default=8, show_default=True, help="Requests in flight at --url."
 )
-@click.option("--tasks", metavar="NAME,...", help="Tasks of lm-evaluation-harness. Default: see above.")
+@click.option("--tasks", metavar="NAME,...", help="Tasks of lm-evaluation-harness.  [default: see above]")
 @click.option("--data", type=click.Path(path_type=Path), envvar=DATA_VARIABLE, help="Folder of data sets.")
 @click.option("--task-folder", type=click.Path(path_type=Path), help="Folder of your own task files.")
-@click.option("--limit", type=click.IntRange(min=1), help="Questions of each data set. Default: all.")
-@click.option("--few-shot", type=click.IntRange(0, 64), help="Solved examples in the prompt. Default: the task's.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest reply. Default: the task's, or 256.")
+@click.option("--limit", type=click.IntRange(min=1), help="Questions of each data set.  [default: all]")
+@click.option("--few-shot", type=click.IntRange(0, 64), help="Solved examples in the prompt.  [default: the task's]")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest reply.  [default: the task's, or 256]")
 @click.option("--chat", is_flag=True, help="Put questions through the tokenizer's chat template.")
 @click.option("--run-code", is_flag=True, help="Run code that the model wrote, as humaneval needs.")
 @click.option(

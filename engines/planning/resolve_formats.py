@@ -87,7 +87,7 @@ def resolve_kv_format(choices: Choices, precision: Precision, gpu: GpuSpec) -> K
     refused = kv_refusal(wanted, precision, gpu) or kv_refusal_of_backend(choices.resolved.recipe)
     if refused:
         raise UserError(
-            f"KV cache {wanted} with {precision.name}: {refused}", hint="--kv-cache auto picks one that works"
+            f"KV cache {wanted} with {precision.name}: {refused}", hint="without --kv-cache, one that works is chosen"
         )
     choices.given("kv_cache.format", wanted, "as requested")
     return wanted

@@ -55,7 +55,9 @@ GROUPS = {
     help="Precision of the linear layers.",
 )
 @click.option(
-    "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format. Default: as build-engine chooses."
+    "--kv-cache",
+    type=click.Choice(["16bit", "int8", "fp8"]),
+    help="KV cache format; a TensorRT engine has no NVFP4 one.  [default: as build-engine chooses]",
 )
 @click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True, help="Tensor parallel size.")
 @click.option(
@@ -68,27 +70,27 @@ GROUPS = {
 @click.option(
     "--max-num-tokens",
     type=click.IntRange(min=1),
-    help="Maximum tokens in one iteration of the deployment. Default: the value that fits the points best.",
+    help="Maximum tokens in one iteration of the deployment.  [default: the value that fits the points best]",
 )
 @click.option(
     "--engine-profile",
     shell_complete=completing(engine_profile_names),
     metavar="NAME",
-    help="Engine profile to start from: trtllm-1.x-triton, vllm-v1, ... Default: what is expected of any engine; name "
-    "a profile only if the deployment runs that engine.",
+    help="Engine profile to start from: trtllm-1.x-triton, vllm-v1, ...  Name one only if the deployment runs that "
+    "engine.  [default: none, as expected of any engine]",
 )
 @click.option(
     "--step-time",
     type=click.Choice(["roofline", "silicon"]),
     help=(
-        "Step times that the factors scale: data sheets (roofline) or measured kernels (silicon). Default: silicon; "
-        "roofline for an accelerator of your own."
+        "Step times that the factors scale: data sheets (roofline) or measured kernels (silicon).  [default: silicon; "
+        "roofline for an accelerator of your own]"
     ),
 )
 @click.option(
     "--start",
     type=click.Choice(["together", "staggered"]),
-    help="How the measured load started. Default: together for a CSV, staggered for runs of run-load.",
+    help="How the measured load started.  [default: together for a CSV, staggered for runs of run-load]",
 )
 @writing_flags
 @common_flags

@@ -59,10 +59,10 @@ GROUPS = {
     "--from",
     "least",
     type=float,
-    help="Lowest load to try. Default: the rate that keeps a quarter of a request in flight.",
+    help="Lowest load to try.  [default: the rate that keeps a quarter of a request in flight]",
 )
 @click.option(
-    "--to", "most", type=float, help="Highest load to try. Default: the rate that keeps 4,096 requests in flight."
+    "--to", "most", type=float, help="Highest load to try.  [default: the rate that keeps 4,096 requests in flight]"
 )
 @click.option(
     "--tolerance",

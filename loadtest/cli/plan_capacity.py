@@ -69,7 +69,7 @@ Exit status: 0: done; 1: failed; 2: usage error; 3: no possible plan, or the pla
     type=click.Path(path_type=Path),
     help="Run folder of the plan's calibrate.yaml: calibrate the recommended engine from it and plan again.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Number of search processes. Default: one per core.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of search processes.  [default: one per core]")
 @click.option("--ray", "on_ray", is_flag=True, help="Search on Ray: on the cluster at RAY_ADDRESS, or locally.")
 @click.option("--fresh", is_flag=True, help="Do not use the cache of search results.")
 @writing_flags

@@ -66,15 +66,15 @@ GROUPS = {
     metavar="NAME",
     help=(
         "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, "
-        "vllm-v1, ... Default: the engine's."
+        "vllm-v1, ...  [default: the engine's]"
     ),
 )
 @click.option(
     "--step-time",
     type=click.Choice(["roofline", "silicon"]),
     help=(
-        "Source of step times: data sheets (roofline) or measured kernels (silicon). Default: the "
-        "engine's choice, or the one with the lower held-out error."
+        "Source of step times: data sheets (roofline) or measured kernels (silicon).  [default: the "
+        "engine's choice, or the one with the lower held-out error]"
     ),
 )
 @click.option("--calibration", type=click.Path(path_type=Path), help="calibration.json from calibrate-engine.")
@@ -84,7 +84,9 @@ GROUPS = {
     help="Maximum tokens in one iteration, if no engine folder is given.",
 )
 @click.option(
-    "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, if no engine folder is given."
+    "--kv-cache",
+    type=click.Choice(["16bit", "int8", "fp8"]),
+    help="KV cache format, if no engine folder is given; NVFP4 needs one, of --backend pytorch.",
 )
 @scenario_flag
 @concurrency_flag
@@ -101,7 +103,7 @@ GROUPS = {
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    help="tokenizer.json to count the prompts' tokens. Default: the engine's tokenizer.",
+    help="tokenizer.json to count the prompts' tokens.  [default: the engine's tokenizer]",
 )
 @click.option("--seed", type=int, help="Seed for arrivals and lengths.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the predicted run, for report-load.")

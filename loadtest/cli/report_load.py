@@ -60,9 +60,9 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     show_default=True,
     help="Terms of the list price.",
 )
-@click.option("--gpu", metavar="NAME", help="GPU of the list price. Default: the engine's.")
+@click.option("--gpu", metavar="NAME", help="GPU of the list price.  [default: the engine's]")
 @click.option(
-    "--gpus", type=click.IntRange(1), help="GPUs of the server, all replicas. Default: the engine's, of one replica."
+    "--gpus", type=click.IntRange(1), help="GPUs of the server, all replicas.  [default: the engine's, of one replica]"
 )
 @click.option(
     "--engine",

@@ -39,13 +39,13 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--protocol",
         type=click.Choice(PROTOCOLS),
-        help="Protocol: Triton's generate_stream or gRPC; OpenAI's chat or text completions. Default: detected.",
+        help="Protocol: Triton's generate_stream or gRPC; OpenAI's chat or text completions.  [default: detected]",
     ),
     click.option(
         "--model",
         help=(
-            "Model: tensorrt_llm (token ids; the default), ensemble or tensorrt_llm_bls on Triton; any on "
-            "an OpenAI server."
+            "Model: tensorrt_llm (token ids), ensemble or tensorrt_llm_bls on Triton; any on "
+            "an OpenAI server.  [default: tensorrt_llm, or the only one]"
         ),
     ),
     click.option(
@@ -60,14 +60,14 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--tokenizer",
         type=click.Path(path_type=Path),
-        help="tokenizer.json. Default: the server's, that of an earlier run beside --out, or a known model's.",
+        help="tokenizer.json.  [default: the server's, that of an earlier run beside --out, or a known model's]",
     ),
     click.option(
         "--metrics-url",
         multiple=True,
         help=(
-            "Metrics page of the server or of a GPU exporter; may be repeated. Default: the metrics port on "
-            "the host of --url."
+            "Metrics page of the server or of a GPU exporter; may be repeated.  [default: the metrics port on "
+            "the host of --url]"
         ),
     ),
     click.option(
@@ -79,6 +79,6 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
         "--power-gpu",
         multiple=True,
         metavar="INDEX|UUID",
-        help="GPU of the server, if the --power-url pages show others too; may be repeated. Default: every GPU there.",
+        help="GPU of the server, if the --power-url pages show others; may be repeated.  [default: every GPU there]",
     ),
 )

@@ -118,7 +118,7 @@ def target_of(options: TargetOptions, model: str) -> Target:
     found = _given(options.tokenizer) or find_tokenizer(named, name, root, earlier=earlier)
     if found.path is None:
         tried = "; ".join(found.tried) or "the server names none, and the model is unknown"
-        raise _missing(options.url, [("tokenizer", tried, "--tokenizer FILE")])
+        raise _missing(options.url, [("no tokenizer", tried, "--tokenizer FILE")])
     say = (lambda _: None) if options.is_quiet else progress
     say(f"server: {options.url}, {facts.protocol}, model {facts.model}")
     say(f"tokenizer: {found.path} ({found.origin})")
@@ -127,10 +127,10 @@ def target_of(options: TargetOptions, model: str) -> Target:
 
 def _no_model(options: TargetOptions, served: Sequence[ServedModel]) -> list[_Missing]:
     """Return what is missing if a server has no model, or several, to choose from."""
-    names = ", ".join(each.name for each in served[:8]) or "the server lists none"
-    missing = [("model", names, "--model NAME")]
+    names = ", ".join(each.name for each in served[:8])
+    missing = [("choose a model" if names else "no model", names or "the server lists none", "--model NAME")]
     if options.tokenizer is None:
-        missing.append(("tokenizer", "it depends on the model", "--tokenizer FILE"))
+        missing.append(("no tokenizer", "it depends on the model", "--tokenizer FILE"))
     return missing
 
 
@@ -149,7 +149,7 @@ def _endpoint(options: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
                 hint="start the server (serve-repo), or check --url",
             )
         if found.protocol is None:
-            return None, [("protocol", "; ".join(found.tried), f"--protocol {'|'.join(PROTOCOLS)}")]
+            return None, [("unknown protocol", "; ".join(found.tried), f"--protocol {'|'.join(PROTOCOLS)}")]
         protocol = found.protocol
     endpoint = endpoint_of(
         options.url, protocol, ca_file=options.ca_file, insecure=options.insecure, api_key_env=options.api_key_env
@@ -205,4 +205,4 @@ def _with_metrics(options: TargetOptions, target: Target, say: Callable[[str], o
 def _missing(url: str, missing: list[_Missing]) -> MissingError:
     """Return one error for everything missing: the item, what was tried, and the flag that sets it."""
     text = "; ".join(f"{what} ({tried})" for what, tried, _ in missing)
-    return MissingError(f"{url}: not found: {text}", hint=" ".join(flag for _, _, flag in missing))
+    return MissingError(f"{url}: {text}", hint=" ".join(flag for _, _, flag in missing))

@@ -133,3 +133,12 @@ def test_help_is_in_groups_and_ends_with_an_example(target: str) -> None:
     assert last.startswith(f"Example: {command.name}")
     words = shlex.split(last.removeprefix("Example: "))
     assert {word for word in words if word.startswith("--")} <= {*flags, "--url"}
+
+
+@pytest.mark.parametrize("target", SCRIPTS.values(), ids=SCRIPTS)
+def test_defaults_are_written_in_one_way(target: str) -> None:
+    """As `[default: X]`, which is how click writes those it knows, and not as a sentence or in parentheses."""
+    module, _, name = target.partition(":")
+    command = getattr(importlib.import_module(module), name).loaded()
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    assert not [each.opts[0] for each in options if re.search(r"Default: |\(default|; the default", each.help or "")]

@@ -68,3 +68,9 @@ GENERATED = [
 def test_generated_tables_are_what_the_code_says(document: Path) -> None:
     """`make docs` would change nothing: every flag, precision, GPU and recipe key stands as the code has it."""
     assert Cog().main(["cog", "--check", str(document)]) == 0, "run: make docs"
+
+
+@pytest.mark.parametrize("document", GENERATED, ids=lambda path: path.name)
+def test_tables_have_readable_types(document: Path) -> None:
+    """`int or null`, and not how Python prints an annotation."""
+    assert not re.findall(r"^\|.*(?:FieldInfo|Annotated\[|Optional\[|typing\.).*$", document.read_text(), re.MULTILINE)

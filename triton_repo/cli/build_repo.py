@@ -29,7 +29,7 @@ GROUPS = {
     help="One serving setting, named as in the YAML file.",
 )
 @click.option(
-    "--tokenizer", type=FOLDER, default=None, help="Folder with tokenizer.json. Default: the engine's tokenizer."
+    "--tokenizer", type=FOLDER, default=None, help="Folder with tokenizer.json.  [default: the engine's tokenizer]"
 )
 @click.option(
     "--served-at", type=FOLDER, default=None, help="Path at which the server will see the repository, if it differs."
@@ -46,7 +46,7 @@ GROUPS = {
     metavar="URL",
     help="Relay requests to this OpenAI-compatible server, which takes and returns token ids (vLLM).",
 )
-@click.option("--engine-model", metavar="NAME", help="Model name at --engine-url. Default: the only one it serves.")
+@click.option("--engine-model", metavar="NAME", help="Model name at --engine-url.  [default: the only one it serves]")
 @click.option(
     "--max-queue-size", type=int, help="Maximum queue size. Further requests are refused at once. 0: no limit."
 )

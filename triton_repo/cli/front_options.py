@@ -36,7 +36,7 @@ def front_flags(function: _FunctionT) -> _FunctionT:
             "--api-key-file",
             type=click.Path(path_type=Path),
             default=None,
-            help=f"File with one API key per line. Default: the environment variable {KEY_VARIABLE}.",
+            help=f"File with one API key per line.  [default: the environment variable {KEY_VARIABLE}]",
         ),
     )
     for option in reversed(options):

@@ -26,7 +26,12 @@ GROUPS = {
 @click.option("--http-port", type=console.PORT, default=8000, show_default=True)
 @click.option("--grpc-port", type=console.PORT, default=8001, show_default=True)
 @click.option("--metrics-port", type=console.PORT, default=8002, show_default=True)
-@click.option("--tritonserver", default="auto", show_default=True, help="auto, local, or the path to a tritonserver.")
+@click.option(
+    "--tritonserver",
+    default="auto",
+    show_default=True,
+    help="Triton's program: a path; local: that of install-triton; auto: the one on PATH, else the local one.",
+)
 @click.option(
     "--ready-within",
     type=console.SECONDS,

@@ -31,10 +31,10 @@ def _show_findings(repository: Path, findings: list[Finding], *, verbose: bool) 
         console.show(f"{finding.severity}: {finding.file}: {finding.what}")
         console.show(f"  fix: {finding.fix}")
     counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning", "advice")}
-    advice = f"{counts['advice']} piece{'s' * (counts['advice'] != 1)} of advice"
+    advice = f"{counts['advice']} recommendation{'s' * (counts['advice'] != 1)}"
     if not counts["error"] and not counts["warning"]:
-        hidden = f" (-v shows {advice})" if counts["advice"] and not verbose else ""
-        console.show(f"{repository}: in order{hidden}")
+        hidden = f"; {advice}, listed by -v" if counts["advice"] and not verbose else ""
+        console.show(f"{repository}: no errors, no warnings{hidden}")
         return
     errors, warnings = (f"{counts[kind]} {kind}{'s' * (counts[kind] != 1)}" for kind in ("error", "warning"))
     console.show(f"{repository}: {errors}, {warnings}, {advice}")
