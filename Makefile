@@ -69,10 +69,9 @@ demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/rep
 TIERS := $(addprefix tests/,e2e statistical contract integration attack timetable unit gpu)
 
 # One thread a process while four workers share the cores: PyTorch's threads spin while they wait for each other.
-# Bytecode is kept whatever the environment says: five processes import every test, and hundreds of commands are started.
 test: setup  ## Every test that needs no GPU (what CI runs): in parallel, then those that hold times to a limit
-	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m 'not quiet' $(TIERS) engines triton_repo loadtest
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -m quiet $$(grep -rl --include='test_*.py' mark.quiet $(TIERS))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m 'not quiet' $(TIERS) engines triton_repo loadtest
+	@$(BIN)/python -m pytest -q -m quiet $$(grep -rl --include='test_*.py' mark.quiet $(TIERS))
 
 servers: setup  ## Other servers and clients (vLLM, llama.cpp, transformers, LiteLLM): install what is missing, 5 GB, then their tests
 	@PYTHONPATH=. $(BIN)/python -m tests.servers.environments
