@@ -1,4 +1,7 @@
-"""build-engine on a real, tiny checkpoint: what is redone, and what is left behind when a stage does not end."""
+"""build-engine on a real, tiny checkpoint: what is redone, and what is left behind when a stage does not end.
+
+Builds that quantize, but for one, run in children of a process that has imported ModelOpt: `warm_builds`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
 pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 
+sys.path.insert(0, str(Path(__file__).parent))
+from warm_builds import LIMIT_S, Build, Signal, WarmBuilds  # noqa: E402
 
 from tests.tiny_checkpoints import VOCABULARY, write_random, write_tokenizer  # noqa: E402
 
 BIN = Path(sys.executable).parent
-LIMIT_S = 240
 WORDS, HIDDEN, INNER, LAYERS = VOCABULARY, 64, 128, 2
 FLAGS = ("--precision", "fp8", "--gpu", "h100-sxm-80gb", "--max-seq-len", "64", "--isl", "16", "--osl", "16")
 FLAGS += ("--calibration-samples", "4", "--calibration-tokens", "24")
@@ -43,28 +46,6 @@ build = {{key: int(value("--" + key)) for key in ("max_batch_size", "max_num_tok
 config = {{"version": "1.2.1", "build_config": {{**build, "plugin_config": plugins}}, "pretrained_config": {{}}}}
 open(folder + "/config.json", "w").write(json.dumps(config))
 open(folder + "/rank0.engine", "w").write("engine")
-"""
-
-# build-engine, sending itself a signal once it prints a line that begins so.
-SIGNALLED = """
-import os, sys
-from engines.cli.start import build_engine
-line, number = sys.argv.pop(1), int(sys.argv.pop(1))
-
-class Stderr:
-    def __init__(self, stream):
-        self.stream = stream
-
-    def write(self, text):
-        self.stream.write(text)
-        if text.startswith(line):
-            os.kill(os.getpid(), number)
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-sys.stderr = Stderr(sys.stderr)
-build_engine()
 """
 
 
@@ -104,24 +85,51 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-Build = Callable[..., subprocess.CompletedProcess[str]]
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmBuilds]:
+    """Start the process whose children build."""
+    builds = WarmBuilds(tmp_path_factory.mktemp("builds"))
+    yield builds
+    builds.end()
+
+
+WarmBuild = Callable[..., Build]
+ColdBuild = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def build(checkpoint: Path, text: Path) -> Build:
-    """Run build-engine on the tiny checkpoint to its end; the arguments come last, so they win."""
+def build(warm: WarmBuilds, checkpoint: Path, text: Path) -> WarmBuild:
+    """Run build-engine on the tiny checkpoint until it ends or stops; the arguments come last, so they win."""
 
     def run(
-        out: Path, *more: str, source: Path = checkpoint, env: dict[str, str] | None = None, shell: str = ""
-    ) -> subprocess.CompletedProcess[str]:
-        argv = command_of(out, source, text, *more)
-        if shell:
-            argv = ["bash", "-c", f'{shell}; exec "$@"', "build", *argv]
-        return subprocess.run(
-            argv, capture_output=True, text=True, timeout=LIMIT_S, check=False, env={**os.environ, **(env or {})}
-        )
+        out: Path,
+        *more: str,
+        source: Path = checkpoint,
+        env: dict[str, str] | None = None,
+        file_bytes: int | None = None,
+        itself: Signal | None = None,
+    ) -> Build:
+        return warm.run(command_of(out, source, text, *more), env=env, file_bytes=file_bytes, itself=itself)
 
     return run
+
+
+@pytest.fixture
+def cold_build(checkpoint: Path, text: Path) -> ColdBuild:
+    """Run build-engine as a shell does, in an interpreter of its own."""
+
+    def run(
+        out: Path, *more: str, source: Path = checkpoint, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return start(command_of(out, source, text, *more), env)
+
+    return run
+
+
+def start(argv: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command line to its end."""
+    full = {**os.environ, **(env or {})}
+    return subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=full)
 
 
 def command_of(out: Path, source: Path, text: Path, *more: str) -> list[str]:
@@ -131,18 +139,13 @@ def command_of(out: Path, source: Path, text: Path, *more: str) -> list[str]:
     return [str(BIN / "build-engine"), *FLAGS, *paths, *until, *more]
 
 
-def signalled(line: str, number: signal.Signals, argv: list[str]) -> list[str]:
-    """Return the command line of a build that sends itself a signal as it prints a line, however busy we are."""
-    return [sys.executable, "-c", SIGNALLED, line, str(int(number)), *argv[1:]]
-
-
 def stages_of(out: Path) -> dict[str, bool]:
     """Return which stages a manifest names, and whether each was taken from an earlier build."""
     manifest = json.loads((out / "manifest.json").read_text())
     return {stage["name"]: stage["reused"] for stage in manifest["stages"]}
 
 
-def test_only_what_depends_on_a_change_is_redone(build: Build, checkpoint: Path, tmp_path: Path) -> None:
+def test_only_what_depends_on_a_change_is_redone(build: WarmBuild, checkpoint: Path, tmp_path: Path) -> None:
     """The same build redoes nothing; other held-out text only verifies; another weight redoes it all."""
     out = tmp_path / "engine"
     first = build(out)
@@ -170,15 +173,12 @@ def test_only_what_depends_on_a_change_is_redone(build: Build, checkpoint: Path,
     assert quantize["peak_memory_bytes"] > 100e6
 
 
-def test_a_build_killed_in_any_stage_leaves_no_engine_and_goes_on(
-    build: Build, checkpoint: Path, text: Path, tmp_path: Path
-) -> None:
+def test_a_build_killed_in_any_stage_leaves_no_engine_and_goes_on(build: WarmBuild, tmp_path: Path) -> None:
     """After kill -9 nothing stands at --out; the same command goes on with the stage it was killed in."""
     out = tmp_path / "engine"
     order = ["inspect", "quantize", "verify"]
     for number, stage in enumerate(order):
-        argv = signalled(f"{stage} ...", signal.SIGKILL, command_of(out, checkpoint, text))
-        killed = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        killed = build(out, itself=Signal(f"{stage} ...", signal.SIGKILL))
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         reused = [name for name in order if f"{name}: cached (" in killed.stderr]
         assert reused == order[: max(0, number - 1)]  # what the builds before this one had finished
@@ -189,10 +189,10 @@ def test_a_build_killed_in_any_stage_leaves_no_engine_and_goes_on(
     assert [path.name for path in tmp_path.glob(".*.part")] == []
 
 
-def test_a_full_disk_is_one_clear_error_and_nothing_half_built(build: Build, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_clear_error_and_nothing_half_built(build: WarmBuild, tmp_path: Path) -> None:
     """Where files cannot grow past 64 KiB, the quantized checkpoint is refused and no folder appears."""
     out = tmp_path / "engine"
-    done = build(out, shell="ulimit -f 64")
+    done = build(out, file_bytes=64 * 1024)
     assert done.returncode == 1
     assert "no space left to write" in done.stderr
     assert "Traceback" not in done.stderr
@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_half_built(build: Build, tmp
     [("shard", "model.safetensors"), ("tokenizer", "tokenizer.json"), ("config", "config.json")],
 )
 def test_a_damaged_checkpoint_is_refused_before_any_work(
-    build: Build, checkpoint: Path, tmp_path: Path, damage: str, message: str
+    cold_build: ColdBuild, checkpoint: Path, tmp_path: Path, damage: str, message: str
 ) -> None:
     """A shard cut short, a missing tokenizer, a missing config: each is named, and nothing is written."""
     damaged = tmp_path / "damaged"
@@ -216,29 +216,23 @@ def test_a_damaged_checkpoint_is_refused_before_any_work(
             file.truncate(10_000)
     else:
         (damaged / message).unlink()
-    done = build(tmp_path / "engine", source=damaged)
+    done = cold_build(tmp_path / "engine", source=damaged)
     assert done.returncode in {1, 2}
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "engine").exists()
 
 
-def test_the_second_build_into_one_folder_is_told(build: Build, checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_the_second_build_into_one_folder_is_told(build: WarmBuild, warm: WarmBuilds, tmp_path: Path) -> None:
     """While one build is at work on a folder, another is refused with one sentence; the first ends well."""
     out = tmp_path / "engine"
-    argv = signalled("quantize ...", signal.SIGSTOP, command_of(out, checkpoint, text))
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        watchdog = threading.Timer(LIMIT_S, process.kill)
-        watchdog.start()
-        _, status = os.waitpid(process.pid, os.WUNTRACED)
-        watchdog.cancel()
-        assert os.WIFSTOPPED(status), status
-        second = build(out)
-        process.send_signal(signal.SIGCONT)
-        process.communicate(timeout=LIMIT_S)
+    first = build(out, itself=Signal("quantize ...", signal.SIGSTOP))
+    assert first.returncode is None, first.stderr
+    second = build(out)
+    ended = warm.go_on(first)
     assert second.returncode == 2
     assert "another command is writing this folder" in second.stderr
-    assert process.returncode == 0
+    assert ended.returncode == 0, ended.stderr
     assert stages_of(out)["verify"] is False
 
 
@@ -246,8 +240,7 @@ def test_the_second_build_into_one_folder_is_told(build: Build, checkpoint: Path
 def quantized(checkpoint: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build up to the verified checkpoint once; return the folder of its finished stages."""
     folder = tmp_path_factory.mktemp("quantized")
-    argv = command_of(folder / "engine", checkpoint, text)
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    done = start(command_of(folder / "engine", checkpoint, text))
     assert done.returncode == 0, done.stderr
     return folder / ".stages"
 
@@ -275,10 +268,10 @@ def fake_toolchain(folder: Path, *, fails: bool = False, downgrades: bool = Fals
     return {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": ":".join(paths)}
 
 
-def test_an_engine_is_compiled_checked_and_smoked(build: Build, workplace: Path) -> None:
+def test_an_engine_is_compiled_checked_and_smoked(cold_build: ColdBuild, workplace: Path) -> None:
     """With a stand-in for TensorRT-LLM: the last stages run once, their output is in build.log, and nothing twice."""
     env = fake_toolchain(workplace / "tools")
-    done = build(workplace / "engine", "--until", "engine", env=env)
+    done = cold_build(workplace / "engine", "--until", "engine", env=env)
     assert done.returncode == 0, done.stderr
     kept = dict.fromkeys(["inspect", "quantize", "verify"], True)
     assert stages_of(workplace / "engine") == {**kept, "compile": False, "smoke": False}
@@ -286,11 +279,11 @@ def test_an_engine_is_compiled_checked_and_smoked(build: Build, workplace: Path)
     log = (workplace / "engine" / "build.log").read_text()
     assert "Total time of building all engines" in log
     assert "Output: Paris" in log
-    again = build(workplace / "engine", "--until", "engine", "--force", env=env)
+    again = cold_build(workplace / "engine", "--until", "engine", "--force", env=env)
     assert set(stages_of(workplace / "engine").values()) == {True}, again.stderr
 
 
-def test_a_failed_compile_keeps_the_checkpoint_and_shows_the_last_lines(build: Build, tmp_path: Path) -> None:
+def test_a_failed_compile_keeps_the_checkpoint_and_shows_the_last_lines(build: WarmBuild, tmp_path: Path) -> None:
     """The builder's last words are in the error, its log stays, and the next try does not quantize again."""
     failing = fake_toolchain(tmp_path / "failing", fails=True)
     failed = build(tmp_path / "engine", "--until", "engine", env=failing)
@@ -306,10 +299,10 @@ def test_a_failed_compile_keeps_the_checkpoint_and_shows_the_last_lines(build: B
     assert stages_of(tmp_path / "engine")["compile"] is False
 
 
-def test_a_silent_downgrade_of_the_builder_is_refused(build: Build, workplace: Path) -> None:
+def test_a_silent_downgrade_of_the_builder_is_refused(cold_build: ColdBuild, workplace: Path) -> None:
     """An engine whose own config says other than the plan is no engine of ours."""
     env = fake_toolchain(workplace / "tools", downgrades=True)
-    done = build(workplace / "engine", "--until", "engine", env=env)
+    done = cold_build(workplace / "engine", "--until", "engine", env=env)
     assert done.returncode == 1
     assert "use_paged_context_fmha: planned True, built False" in done.stderr
     assert not (workplace / "engine").exists()
