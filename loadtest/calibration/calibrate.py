@@ -254,7 +254,10 @@ def _warnings(
         if abs(math.log(each.value / each.expected)) > 3.9 * spreads[each.name]
     ]
     if not held_out_logs:
-        found.append("no shape could be held out: error bars come from the fitted points and may be too narrow")
+        found.append(
+            f"no shape could be held out, which takes {MIN_POINTS} points of other shapes: error bars come from the "
+            "fitted points and may be too narrow"
+        )
     ranked = sorted(each.cost for each in tried.values())
     if len(ranked) > 1 and ranked[1] < ranked[0] * 1.05:
         found.append("another structure explains the points almost as well; see alternatives")
