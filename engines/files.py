@@ -17,6 +17,7 @@ from typing import Any, TextIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from engines.errors import DISTRIBUTION, MissingError, UserError
 from engines.signals import interrupts_deferred
@@ -26,6 +27,20 @@ LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's larg
 SCHEMA_VERSION = 2
 MAX_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
 _UNION_BRANCHES = {"int", "float", "str", "bool"}
+_NAMES, _LIST, _WHOLE, _NUMBER = (
+    "expected keys and values",
+    "expected a list",
+    "expected a whole number",
+    "expected a number",
+)
+_EXPECTED = {
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "mapping_type"), _NAMES),
+    **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), _LIST),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), _WHOLE),
+    **dict.fromkeys(("float_type", "float_parsing"), _NUMBER),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
+    "string_type": "expected a text",
+}
 
 
 class Strict(BaseModel):
@@ -236,9 +251,10 @@ def _one_line(error: Exception) -> str:
 
 
 def _user_error(error: ValidationError, schema: type[BaseModel], where: str, flags: Mapping[str, str]) -> UserError:
-    """Return pydantic's first error as one sentence with key, value and hint."""
-    first = error.errors()[0]
-    parts = [str(part) for part in first["loc"] if not _names_a_type(part)]
+    """Return pydantic's first error as one sentence with key, value and hint; an unknown key may explain others."""
+    found = error.errors()
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    parts = [str(part) for part in first["loc"] if not _names_a_type(part) and part != "[key]"]
     key = ".".join(parts)
     flag = next((flags[above] for above in accumulate(parts, "{}.{}".format) if above in flags), None)
     if flag is not None and first["type"] != "extra_forbidden":
@@ -251,11 +267,20 @@ def _user_error(error: ValidationError, schema: type[BaseModel], where: str, fla
         return UserError(f"{flag or where}: unknown key '{key}'", hint=hint)
     if first["type"] == "missing":
         return UserError(f"{where}: missing key '{key}'")
-    said = first["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(first["input"], dict) else f" (found {_short(first['input'])})"
+    given = "" if isinstance(first["input"], dict) else f" (found {_short(first['input'])})"
     in_seconds = any(part.endswith("_s") for part in parts)
-    text = ": ".join(part for part in (where, key, said) if part) + found
+    text = ": ".join(part for part in (where, key, _said(first)) if part) + given
     return UserError(text, hint=_hint_of_time(first["input"]) if in_seconds else None)
+
+
+def _said(error: ErrorDetails) -> str:
+    """Return what is wrong with a value in words of YAML, where pydantic uses those of Python."""
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_not_found":
+        return f"missing key {context['discriminator']}, which names its kind"
+    if error["type"] == "union_tag_invalid":
+        return f"{context['discriminator']} must be one of {context['expected_tags']}, not '{context['tag']}'"
+    return _EXPECTED.get(error["type"]) or error["msg"].removeprefix("Value error, ")
 
 
 def _hint_of_time(given: object) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
 from engines.errors import MissingError, UserError
 from engines.files import Strict, read_json, read_yaml, validate, write_text
@@ -104,3 +106,51 @@ def test_text_appears_whole(tmp_path: Path) -> None:
     """A written file leaves no temporary file beside it."""
     write_text(tmp_path / "deep" / "a.txt", "x")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+class _One(Strict):
+    kind: Literal["one"]
+
+
+class _Two(Strict):
+    kind: Literal["two"]
+
+
+class Typed(Strict):
+    """A schema of every kind of value."""
+
+    rates: tuple[float, ...] = ()
+    inner: Inner = Inner()
+    names: dict[Literal["p95", "p99"], float] = Field({})
+    share: float = 0.0
+    is_open: bool = False
+    name: str = ""
+    traffic: Annotated[_One | _Two, Field(discriminator="kind")] = _One(kind="one")
+    needed: int
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ({"rates": 5}, "x: rates: expected a list (found 5)"),
+        ({"rates": ["a"]}, "x: rates.0: expected a number (found 'a')"),
+        ({"inner": 5}, "x: inner: expected keys and values (found 5)"),
+        ({"inner": {"max_batch_size": "lots"}}, "x: inner.max_batch_size: expected a whole number (found 'lots')"),
+        ({"is_open": "perhaps"}, "x: is_open: expected true or false (found 'perhaps')"),
+        ({"name": ["a"]}, "x: name: expected a text (found ['a'])"),
+        ({"names": {"p96": 1}}, "x: names.p96: Input should be 'p95' or 'p99' (found 'p96')"),
+        ({"traffic": {}}, "x: traffic: missing key 'kind', which names its kind"),
+        ({"traffic": {"kind": "three"}}, "x: traffic: 'kind' must be one of 'one', 'two', not 'three'"),
+    ],
+)
+def test_a_wrong_value_is_described_in_words_of_yaml(value: dict[str, object], complaint: str) -> None:
+    """A list and a whole number, not a tuple and an integer that a string cannot be parsed as."""
+    with pytest.raises(UserError) as caught:
+        validate({"needed": 1, **value}, Typed, where="x")
+    assert caught.value.message == complaint
+
+
+def test_a_misspelled_key_is_reported_before_the_one_it_leaves_missing() -> None:
+    """The reader sees the typo, not that the right name is absent."""
+    with pytest.raises(UserError, match="unknown key 'unneeded'"):
+        validate({"unneeded": 1}, Typed, where="x")
