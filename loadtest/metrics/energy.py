@@ -17,7 +17,10 @@ MIN_READINGS = 5  # of a power gauge in a window; a mean of fewer says little
 # often than this many times in a window is off by up to a quarter of it.
 MIN_UPDATES = 4
 NO_METER = "no metrics page reports GPU power or energy; give a DCGM exporter's with --power-url"
-NO_MODEL = "no joules of the power model; it covers GPUs with a known board power, without speculative decoding"
+NO_MODEL = (
+    "no joules of the power model; it covers GPUs with a known board power, without speculative decoding, and an "
+    "emulated engine states them on Triton's metrics page (--metrics-url)"
+)
 
 
 class _Watts(NamedTuple):

@@ -100,7 +100,7 @@ def test_power_readings_serve_where_there_is_no_counter() -> None:
         ([_sample(t, _dcgm(30 * 400.0 * (t // 30), None)) for t in TIMES], "measured", "--collect-interval"),
         ([_sample(t, _dcgm(400.0 * (t if t < 40 else t - 40), None)) for t in TIMES], "measured", "reset"),
         ([_sample(t, _dcgm(400.0 * t, None)) for t in TIMES if t < 50], "measured", "from the begin"),
-        ([_sample(t, _dcgm(400.0 * t, 400.0)) for t in TIMES], "emulated", "no joules of the power model"),
+        ([_sample(t, _dcgm(400.0 * t, 400.0)) for t in TIMES], "emulated", "Triton's metrics page (--metrics-url)"),
         ([_sample(t, _dcgm(400.0 * t, 400.0)) for t in TIMES], "predicted", "no joules of the power model"),
     ],
     ids=["no page", "still", "zero", "unsupported", "30 s exporter", "reset", "exporter died", "emulated", "predicted"],
