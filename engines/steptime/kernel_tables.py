@@ -1,4 +1,4 @@
-"""A smaller copy of aiconfigurator's tables of measured kernels, which loads in a third of the time.
+"""A smaller copy of aiconfigurator's tables of measured kernels, which loads in 0.4 of the time.
 
 The library reads each table completely, though a model needs one head size and a few formats. `make setup` writes the
 relevant rows beside the environment; if they are missing or from another release, the library's own tables are read.
@@ -21,6 +21,8 @@ _STAMP = "made-of.json"
 _PLAIN_GEMM = "fp8_block"  # a format that none of our precisions has
 _PER_HEAD_SIZE = ("context_attention_perf.parquet", "generation_attention_perf.parquet")
 _GEMM = "gemm_perf.parquet"
+# Columns that say where a row comes from; decoding their text is a quarter of the time to load the tables.
+_NOT_READ = ("framework", "version", "device", "op_name", "kernel_source")
 # Kinds of tables in which a dense model is looked up, and the kind for transfers between GPUs.
 _KINDS = ("attention", "gemm", "quantize")
 _BETWEEN_GPUS = "comm"
@@ -37,7 +39,7 @@ def smaller_tables(system: str, head_size: int, folder: Path = FOLDER) -> str | 
 
 
 def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> None:
-    """Write the relevant rows of some systems; other files are linked.
+    """Write the relevant rows and columns of some systems; other files are linked.
 
     Raises:
         ModuleNotFoundError: The library, or pyarrow, is not installed.
@@ -67,11 +69,14 @@ def _write_smaller(path: Path, target: Path) -> None:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     if path.name in _PER_HEAD_SIZE:
-        pq.write_table(pq.read_table(path).filter(pc.field("head_dim") == HEAD_SIZE), target)
+        rows = pc.field("head_dim") == HEAD_SIZE
     elif path.name == _GEMM:
-        pq.write_table(pq.read_table(path).filter(pc.field("gemm_dtype") != _PLAIN_GEMM), target)
+        rows = pc.field("gemm_dtype") != _PLAIN_GEMM
     else:
         target.symlink_to(path)
+        return
+    table = pq.read_table(path).filter(rows)
+    pq.write_table(table.drop_columns([name for name in table.column_names if name in _NOT_READ]), target)
 
 
 def _library_folder() -> Path | None:
