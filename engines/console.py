@@ -391,6 +391,16 @@ def draft_flags(function: _FunctionT) -> _FunctionT:
     return click.option("--max-draft-len", type=int, help="Maximum number of draft tokens accepted per step.")(function)
 
 
+PROFILE_HELP = "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, vllm-v1, ..."
+
+
+def profile_flag(text: str) -> Callable[[_FunctionT], _FunctionT]:
+    """Return what adds the flag of an engine profile: --engine-profile."""
+    from engines.names import engine_profile_names
+
+    return click.option("--engine-profile", shell_complete=completing(engine_profile_names), metavar="NAME", help=text)
+
+
 def writing_flags(function: _FunctionT) -> _FunctionT:
     """Add the flags of commands that write output: --out, --force, --dry-run."""
     function = click.option(

@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, completing, draft_flags, writing_flags
+from engines.console import PROFILE_HELP, Command, common_flags, completing, draft_flags, profile_flag, writing_flags
 from engines.names import (
     LLM_API_VERSION_NAMES,
     PRECISION_NAMES,
-    engine_profile_names,
     gpu_names,
     model_names,
     recipe_names,
@@ -152,15 +151,7 @@ HELP_GROUPS = {
     help="Window, n-gram and verification set sizes of lookahead decoding. They determine the draft length.",
 )
 @draft_flags
-@click.option(
-    "--engine-profile",
-    shell_complete=completing(engine_profile_names),
-    metavar="NAME",
-    help=(
-        "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, "
-        "vllm-v1, ... (engine-profiles.md)."
-    ),
-)
+@profile_flag(f"{PROFILE_HELP} (engine-profiles.md).")
 @click.option(
     "--step-time",
     type=click.Choice(["auto", "roofline", "silicon"]),

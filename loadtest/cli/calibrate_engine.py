@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, completing, writing_flags
-from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names, refuse_unknown_names
+from engines.console import Command, common_flags, completing, profile_flag, writing_flags
+from engines.names import PRECISION_NAMES, gpu_names, model_names, refuse_unknown_names
 
 CALIBRATION_OUT = Path("artifacts/calibration.json")
 GROUPS = {
@@ -72,12 +72,9 @@ GROUPS = {
     type=click.IntRange(min=1),
     help="Maximum tokens in one iteration of the deployment.  [default: the value that fits the points best]",
 )
-@click.option(
-    "--engine-profile",
-    shell_complete=completing(engine_profile_names),
-    metavar="NAME",
-    help="Engine profile to start from: trtllm-1.x-triton, vllm-v1, ...  Name one only if the deployment runs that "
-    "engine.  [default: none, as expected of any engine]",
+@profile_flag(
+    "Engine profile to start from: trtllm-1.x-triton, vllm-v1, ...  Name one only if the deployment runs that "
+    "engine.  [default: none, as expected of any engine]"
 )
 @click.option(
     "--step-time",

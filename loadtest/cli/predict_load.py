@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, completing, draft_flags
+from engines.console import PROFILE_HELP, Command, common_flags, completing, draft_flags, profile_flag
 from engines.errors import UserError
-from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names, refuse_unknown_names
+from engines.names import PRECISION_NAMES, gpu_names, model_names, refuse_unknown_names
 from loadtest.cli.load_flags import concurrency_flag, load_flags, refuse_two_loads, scenario_flag
 
 ENGINE_GROUP = "Engine (if no engine folder is given)"
@@ -60,15 +60,7 @@ GROUPS = {
 )
 @click.option("--draft-model", metavar="DIR|NAME", help="Draft model for eagle3 or draft_target.")
 @draft_flags
-@click.option(
-    "--engine-profile",
-    shell_complete=completing(engine_profile_names),
-    metavar="NAME",
-    help=(
-        "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, "
-        "vllm-v1, ...  [default: the engine's]"
-    ),
-)
+@profile_flag(f"{PROFILE_HELP}  [default: the engine's]")
 @click.option(
     "--step-time",
     type=click.Choice(["roofline", "silicon"]),
