@@ -42,6 +42,8 @@ def _commands(page: Path) -> list[str]:
 
 def _written_by(command: str) -> list[str]:
     """Return what a command writes; of a name with a shell variable, the part before it."""
+    if "--worker " in command:
+        return []  # the master writes the run
     named = WRITTEN.findall(command)
     return [path.split("$")[0].rstrip("/") for path in named] or [
         folder for start, folder in DEFAULTS.items() if command.startswith(start)
@@ -86,6 +88,17 @@ def test_a_page_writes_under_artifacts_and_no_folder_twice(page: Path) -> None:
             assert path.isupper() or path.startswith(("artifacts/", "/")), command
             assert path not in made or "--force" in command or command == made[path] or path.isupper(), command
             made[path] = command
+
+
+ON_THIS_MACHINE = [page for page in PAGES[2:] if page.stem != "build-on-a-gpu"]
+
+
+@pytest.mark.parametrize("page", ON_THIS_MACHINE, ids=lambda page: page.stem)
+def test_a_how_to_finds_nothing_of_the_tutorial_in_its_way(page: Path) -> None:
+    """After the tutorial, a how-to's commands work as printed: their output is elsewhere, or replaces the old one."""
+    of_tutorial = {folder for command in _commands(DOCS / "tutorial.md") for folder in _written_by(command)}
+    for command in _commands(page):
+        assert "--force" in command or not of_tutorial & set(_written_by(command)), command
 
 
 def test_the_protocol_of_the_how_to_reads_a_reply(tmp_path: Path) -> None:
