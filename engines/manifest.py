@@ -21,6 +21,7 @@ from engines.spec import (
 )
 
 MANIFEST_NAME = "manifest.json"
+_ENGINE_HINT = "give the output folder of build-engine"
 
 
 class PrecisionFacts(Strict):
@@ -262,18 +263,27 @@ class EngineManifest(Document):
         return engine_title(self.model.name, self.precision.name, self.gpu.name)
 
 
-def read_manifest(engine_folder: Path) -> EngineManifest:
-    """Read an engine folder's manifest. Raises as `files.read_json` does; a folder of another kind is named as such."""
+def manifest_path(engine_folder: Path) -> Path:
+    """Return the path of an engine folder's manifest.
+
+    Raises:
+        MissingError: It has none.
+    """
     path = engine_folder / MANIFEST_NAME
-    hint = "give the output folder of build-engine"
     if not path.exists():
         what = f"not an engine folder: it has no {MANIFEST_NAME}" if engine_folder.is_dir() else "no such folder"
-        raise MissingError(f"{engine_folder}: {what}", hint=hint)
+        raise MissingError(f"{engine_folder}: {what}", hint=_ENGINE_HINT)
+    return path
+
+
+def read_manifest(engine_folder: Path) -> EngineManifest:
+    """Read an engine folder's manifest. Raises as `files.read_json` does; a folder of another kind is named as such."""
+    path = manifest_path(engine_folder)
     loaded = load_json(path)
     try:
         return validate(loaded, EngineManifest, where=str(path))
     except UserError as error:
         made_by = loaded.get("made_by") if isinstance(loaded, dict) else None
         if isinstance(made_by, dict) and str(made_by.get("command")).startswith("build-repo"):
-            raise UserError(f"{engine_folder}: a model repository, not an engine folder", hint=hint) from error
+            raise UserError(f"{engine_folder}: a model repository, not an engine folder", hint=_ENGINE_HINT) from error
         raise

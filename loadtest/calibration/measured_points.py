@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import math
 import re
 from collections import Counter
@@ -25,6 +26,9 @@ SERVED: tuple[Load, ...] = ("concurrency", "request_rate")  # through a server; 
 # of load tests (Grafana k6, "Thresholds": less than 1 % of requests return an error); the load is then right to 1 %.
 MAX_ERRORS_RATIO = 0.01
 _NEEDED = ("isl", "osl")
+_MEASURED = ("ttft_ms", "itl_ms", "throughput_out_tok_s")
+_COLUMNS = ("concurrency_or_batch", "rate_per_s", *_NEEDED, *_MEASURED)
+_COLUMNS_TEXT = "concurrency_or_batch or rate_per_s, isl, osl, ttft_ms, itl_ms, throughput_out_tok_s"
 
 
 class Point(NamedTuple):
@@ -95,12 +99,7 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[st
         raise MissingError(f"{path}: no such file", hint="give a CSV of measured points or a run folder")
     with text_file(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
-        missing = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
-        if missing:
-            raise UserError(
-                f"{path}: no column '{missing[0]}'",
-                hint="columns: concurrency_or_batch or rate_per_s, isl, osl, ttft_ms, itl_ms, throughput_out_tok_s",
-            )
+        _check_header(path, list(rows.fieldnames or ()))
         points: list[Point] = []
         others: Counter[str] = Counter()
         try:
@@ -113,6 +112,27 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[st
         except csv.Error as error:
             raise UserError(f"{path}: line {rows.line_num}: not CSV: {error}") from error
     return points, others
+
+
+def _check_header(path: Path, columns: list[str]) -> None:
+    """Refuse a header that lacks a column, or whose name for one is close: its cells would not be read.
+
+    Raises:
+        UserError: It does.
+    """
+    hint = f"columns, separated by commas: {_COLUMNS_TEXT}"
+    absent = [name for name in _COLUMNS if name not in columns]
+    for name in [each for each in absent if each != "rate_per_s"]:
+        meant = [column for column in difflib.get_close_matches(name, columns, cutoff=0.7) if column not in _COLUMNS]
+        if meant:
+            raise UserError(f"{path}: unknown column '{meant[0]}'", hint=f"did you mean '{name}'? {hint}")
+    missing = [name for name in _NEEDED if name in absent]
+    if missing:
+        raise UserError(f"{path}: no column '{missing[0]}'", hint=hint)
+    if not {"concurrency_or_batch", "rate_per_s", "load_kind", "notes"} & set(columns):
+        raise UserError(f"{path}: no column with the load: concurrency_or_batch or rate_per_s", hint=hint)
+    if all(name in absent for name in _MEASURED):
+        raise UserError(f"{path}: no column with a measurement: {', '.join(_MEASURED)}", hint=hint)
 
 
 def points_text(path: Path, points: Sequence[Point], left_out: Counter[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from engines.calibration import Calibration, read_calibration
 from engines.emulator import SchedulerPolicy
-from engines.errors import MissingError, TargetMissedError, UserError
+from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
 from engines.planning import (
@@ -26,7 +26,7 @@ from engines.steptime import Z_95, uncertainty
 from loadtest.capacity.accuracy import CandidateAccuracy, Evaluations, evaluations_of
 from loadtest.capacity.inputs import Demand, MeasuredRun
 from loadtest.capacity.simulation import Interval, LengthProfile, Slowdown
-from loadtest.results import REQUESTS_NAME, RUN_NAME
+from loadtest.results import REQUESTS_NAME, RUN_NAME, run_path
 from loadtest.simulate import calibrated
 
 Basis = Literal["measured", "calibrated", "predicted", "emulated"]
@@ -317,8 +317,7 @@ def _with_calibration(candidate: Candidate, known: list[_Known]) -> Candidate:
 
 def _measured(folder: Path, run: MeasuredRun) -> Candidate:
     path = folder / run.path
-    if not (path / RUN_NAME).is_file():
-        raise MissingError(f"{path}: not a run folder: it has no {RUN_NAME}", hint="give a run folder of run-load")
+    run_path(path)
     gpu = resolve_gpu(run.gpu).name
     return Candidate(
         name=f"{_name(gpu, run.precision, run.tensor_parallel)} ({path.name})",

@@ -25,6 +25,7 @@ from loadtest.results import (
     read_records,
     read_run,
     read_samples,
+    run_path,
 )
 from loadtest.scenario import Objectives
 
@@ -114,11 +115,7 @@ def _refuse_unusable(folders: Sequence[Path]) -> None:
     if not folders:
         raise UserError("no run folder was given", hint="report-load RUN_DIR...")
     for folder in folders:
-        if not (folder / RUN_NAME).is_file():
-            raise UserError(
-                f"{folder}: not a run folder: it has no {RUN_NAME}",
-                hint="give the output folder of run-load or predict-load --out",
-            )
+        run_path(folder)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("the same run was given twice")
 

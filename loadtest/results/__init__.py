@@ -23,6 +23,7 @@ from loadtest.results.records import (
     read_run,
     read_samples,
     response_times_s,
+    run_path,
 )
 from loadtest.results.server_metrics import (
     ACCEPTED_AT,
@@ -76,4 +77,5 @@ __all__ = [
     "read_run",
     "read_samples",
     "response_times_s",
+    "run_path",
 ]

@@ -238,13 +238,26 @@ class RunManifest(Document):
         return f"{self.kind}, time scale x{self.time_scale:g}" if self.kind == "emulated" else self.kind
 
 
+def run_path(folder: Path) -> Path:
+    """Return the path of a run folder's `run.json`.
+
+    Raises:
+        UserError: The folder has none.
+    """
+    path = folder / RUN_NAME
+    if not path.is_file():
+        what = f"not a run folder: it has no {RUN_NAME}" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}", hint="give the output folder of run-load or predict-load --out")
+    return path
+
+
 def read_run(folder: Path) -> RunManifest:
     """Read a run folder's `run.json`; the last level of a killed run is completed from its records.
 
     Raises:
         MissingError, UserError: As `files.read_json` does; or a run was cut short before any request ended.
     """
-    run = read_json(folder / RUN_NAME, RunManifest)
+    run = read_json(run_path(folder), RunManifest)
     return _recovered(folder, run) if run.unfinished else run
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, read_yaml, source_of, to_json, validate, write_json
-from engines.manifest import MANIFEST_NAME, read_manifest
+from engines.manifest import manifest_path, read_manifest
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
 from loadtest.cli.find_knee import no_objectives_error
 from loadtest.cli.options import load_options, scenario_of, target_options
@@ -47,7 +47,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     head = made_by(command_line("find-knee"))
     sources = inputs_of(knee_search.scenario)
     if engine_dir is not None:
-        sources.append(source_of(engine_dir / MANIFEST_NAME))
+        sources.append(source_of(manifest_path(engine_dir)))
         player = predicting(read_manifest(engine_dir), made_by=head, made_from=sources)
     else:
         player = driving(_runner(flags), out / PROBES_NAME)

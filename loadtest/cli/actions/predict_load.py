@@ -8,7 +8,7 @@ from typing import Any
 from engines.console import command_line, quoted, show, wrote
 from engines.errors import MissingError, UserError
 from engines.files import Source, made_by, source_of, to_json
-from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
+from engines.manifest import EngineManifest, manifest_path, read_manifest
 from engines.names import TOKENIZER_FILE
 from engines.outputs import paths_named, refuse_existing
 from engines.planning import Payoff, payoff_of
@@ -86,7 +86,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
 def _engine_sources(engine_dir: Path | None, flags: dict[str, Any]) -> list[Source]:
     """Return the files that say what the engine is."""
     if engine_dir is not None:
-        return [source_of(engine_dir / MANIFEST_NAME)]
+        return [source_of(manifest_path(engine_dir))]
     return sources_named(gpu=flags["gpu"], model=flags["model_name"])
 
 

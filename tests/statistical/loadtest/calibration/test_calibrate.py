@@ -223,6 +223,26 @@ def test_an_open_loop_is_fitted_like_a_closed_one(manifest: EngineManifest) -> N
     assert found.seen[:, 1:] == pytest.approx(seen[:, 1:], abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ("concurrency_or_batch,isl,osl,ttft_s,itl_ms", "unknown column 'ttft_s'"),
+        ("concurrency_or_batch,isl,osl,ttft,itl", "unknown column 'ttft'"),
+        ("concurrency,isl,osl,ttft_ms,itl_ms", "unknown column 'concurrency'"),
+        ("batch,isl,osl,ttft_ms,itl_ms", "no column with the load"),
+        ("concurrency_or_batch,isl,osl,first,second", "no column with a measurement"),
+        ("concurrency_or_batch;isl;osl;ttft_ms;itl_ms", "no column 'isl'"),
+    ],
+)
+def test_a_wrong_header_is_refused(tmp_path: Path, header: str, complaint: str) -> None:
+    """A column under another name, or in another unit, would be read as empty cells."""
+    path = tmp_path / "points.csv"
+    path.write_text(f"{header}\n4,200,100,20,5\n", encoding="utf-8")
+    with pytest.raises(UserError, match=complaint) as caught:
+        read_points(path, Deployment("llama-3-8b", "h100-sxm-80gb", "fp8"))
+    assert "columns, separated by commas: concurrency_or_batch or rate_per_s, isl" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(("column", "value"), [("itl_ms", "fast"), ("ttft_ms", "-3"), ("isl", "0"), ("osl", "inf")])
 def test_a_wrong_number_is_named(tmp_path: Path, column: str, value: str) -> None:
     """The line, the column and what stands there are in the error."""

@@ -85,3 +85,11 @@ def test_a_run_that_was_cut_short_is_measured_from_its_records(tmp_path: Path) -
     assert (found.levels[1].measure_s, found.levels[1].end_s) == (2.0, 3.2)
     assert found.interrupted is not None
     assert found.interrupted.startswith("cut short")
+
+
+def test_a_folder_of_another_kind_is_named_as_such(tmp_path: Path) -> None:
+    """An engine folder given for a run, and one that is not there."""
+    with pytest.raises(UserError, match=r"not a run folder: it has no run\.json"):
+        read_run(tmp_path)
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        read_run(tmp_path / "nowhere")
