@@ -60,12 +60,12 @@ def _run(
 def test_reported_latencies_are_the_timetables(start: Start, tmp_path: Path, protocol: ProtocolName) -> None:
     """Of 16 users' replies the median TTFT is within 5 ms of 50 ms, the median ITL within 5 % of 10 ms."""
     server = start()
-    load = ["--protocol", protocol, "--model", "timetable", "--concurrency", 16, "--requests", 32, "--osl", 64]
+    load = ["--protocol", protocol, "--model", "timetable", "--concurrency", 16, "--requests", 32, "--osl", 32]
     done = _run(server.port, tmp_path / "run", *load)
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
     measured = [record for record in records if record["phase"] == "measure"]
-    assert {(record["outcome"], record["output_tokens"]) for record in measured} == {("ok", 64)}
+    assert {(record["outcome"], record["output_tokens"]) for record in measured} == {("ok", 32)}
     ttft_s = np.array([record["token_times_s"][0] - record["sent_s"] for record in measured])
     gaps_s = np.concatenate([np.diff(record["token_times_s"]) for record in measured])
     assert abs(np.median(ttft_s) - 0.050) < 0.005
@@ -84,14 +84,14 @@ def test_the_client_adds_next_to_nothing_to_any_token(start: Start, tmp_path: Pa
     it was later than a gap are the exceptions.
     """
     server = start(log=tmp_path / "log")
-    load = ["--protocol", "triton-http", "--model", "timetable", "--concurrency", 16, "--requests", 48, "--osl", 64]
+    load = ["--protocol", "triton-http", "--model", "timetable", "--concurrency", 16, "--requests", 64, "--osl", 32]
     done = _run(server.port, tmp_path / "run", *load)
     assert done.returncode == 0, done.stderr
     server.stop()
     if json.loads((tmp_path / "run" / "run.json").read_text())["levels"][0]["clock"] != "kernel":
         pytest.skip("this kernel stamps no arrivals: only its reader's clock is there")
     added = added_by_client(tmp_path / "run", tmp_path / "log")
-    assert len(added.gaps_s) == 48 * 63
+    assert len(added.gaps_s) == 64 * 31
     for errors_s in (added.ttft_s, added.gaps_s):
         assert np.percentile(np.abs(errors_s), 50) < (0.0002 if errors_s is added.gaps_s else 0.002)
     assert np.percentile(np.abs(added.gaps_s), 95) < 0.002
