@@ -22,12 +22,16 @@ from loadtest.report.charts.style import (
     plain,
     style,
     what_ran,
+    width_ratio,
 )
 from loadtest.report.theme import FAINT, LEVEL_COLOURS, RUN_COLOURS
 
 MAX_LEVELS = len(LEVEL_COLOURS)
 MIN_OF_MEDIAN = 10
 RAREST = 1e-4
+OTHER_FONT_RATIO = 1.1  # of a legend's width: an SVG's text has the reader's own font
+LEGEND_GAP = 0.01  # of the figure's width, on both sides
+MAX_NAME = 30
 
 
 def distributions(summary: Summary, details: list[RunDetail]) -> Drawing:
@@ -36,17 +40,14 @@ def distributions(summary: Summary, details: list[RunDetail]) -> Drawing:
     with style(title):
         figure = new_figure(height_in=8.2)
         panels = figure.subplots(2, 2, height_ratios=[1.25, 1])
-        figure.subplots_adjust(left=0.075, right=0.905, top=0.83, bottom=0.08, wspace=0.22, hspace=0.34)
         chosen, left_out = _chosen(details)
+        figure.subplots_adjust(left=0.075, top=0.83, bottom=0.08, wspace=0.22, hspace=0.34)
         names = ("Time to first token", "Inter-token latency")
         for column, (name, quantity) in enumerate(zip(names, ("ttft", "itl"), strict=True)):
             curves = [(load, colour, getattr(level, quantity)) for load, colour, level in chosen]
             _ecdf_panel(panels[0][column], curves, f"{name}: share at or below")
             _tail_panel(panels[1][column], curves, f"{name}: share above")
-        handles, labels = panels[0][1].get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.91, 0.84), title="load",
-                          alignment="left")  # fmt: skip
+        name_loads(figure, panels[0][1])
         head(figure, title, what_ran(summary) + left_out, summary)
         return drawing_of(figure)
 
@@ -55,7 +56,9 @@ def _chosen(details: list[RunDetail]) -> tuple[list[tuple[str, str, LevelDetail]
     """Return up to MAX_LEVELS levels, evenly spread over the loads, with colours, and a note on the others."""
     several = len(details) > 1
     levels = [
-        (f"{run.name}: {level.load}" if several else level.load, level) for run in details for level in run.levels
+        (f"{_short(run.name)}: {level.load}" if several else level.load, level)
+        for run in details
+        for level in run.levels
     ]
     places = np.unique(np.linspace(0, len(levels) - 1, min(MAX_LEVELS, len(levels))).round().astype(int)).tolist()
     colours = np.linspace(0, MAX_LEVELS - 1, max(len(places), 2)).round().astype(int).tolist()
@@ -64,6 +67,23 @@ def _chosen(details: list[RunDetail]) -> tuple[list[tuple[str, str, LevelDetail]
         (levels[place][0], LEVEL_COLOURS[colour], levels[place][1])
         for place, colour in zip(places, colours, strict=False)
     ], left_out
+
+
+def name_loads(figure: Any, panel: Any) -> None:
+    """Write a panel's legend right of all panels, which leave it the room that its longest name needs."""
+    handles, names = panel.get_legend_handles_labels()
+    right = 1 - LEGEND_GAP
+    if handles:
+        legend = figure.legend(
+            handles, names, loc="upper left", bbox_to_anchor=(0, 0.84), title="load", alignment="left"
+        )
+        right -= OTHER_FONT_RATIO * width_ratio(figure, legend)
+        legend.set_bbox_to_anchor((right, 0.84))
+    figure.subplots_adjust(right=right - LEGEND_GAP)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
 
 
 def _ecdf_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: str) -> None:

@@ -24,7 +24,7 @@ vars(artist)["kwdoc"] = lambda _: (
 
 WIDTH_IN, HEIGHT_IN, PNG_DPI, PNG_COMPRESSION = 14.0, 5.4, 150, 3
 LOG_AXIS_RATIO = 20.0
-MAX_NAMES = 100  # characters of engines in a subtitle, which has about 150 in all
+MAX_NAMES = 60  # characters of engines in a subtitle, which has about 110 beside the tags
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, and small
@@ -184,6 +184,13 @@ def log_y(panel: Any) -> None:
     panel.yaxis.set_major_formatter(plain())
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def width_ratio(figure: Any, artist: Any) -> float:
+    """Return the share of a figure's width that a legend or a text takes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (as above)
+
+    return float(artist.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width / figure.bbox.width)
 
 
 def drawing_of(figure: Any) -> Drawing:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
+import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from loadtest.report.charts.distributions import name_loads
 from loadtest.report.charts.labels import ABOVE, BELOW, LOWER_LEFT, UPPER_RIGHT, Spot, label_loads
 from loadtest.report.charts.style import new_figure
 from loadtest.report.theme import BLUE, FAINT, ORANGE
@@ -38,3 +40,14 @@ def test_without_a_free_side_points_share_a_label() -> None:
     spots = [Spot(50, 50, load, colour) for load, colour in (("1", BLUE), ("2", BLUE), ("4", ORANGE), ("1", ORANGE))]
     label_loads(panel, spots, sides=(ABOVE, BELOW))
     assert [(text.get_text(), text.get_color()) for text in panel.texts] == [("1, 4", FAINT), ("2", BLUE)]
+
+
+@pytest.mark.parametrize("name", ["1", "m-front: 16", "W" * 12 + ": 1,024", "a-rather-long-name-of-a-run-f…: 0.25/s"])
+def test_a_legend_ends_within_the_figure(name: str) -> None:
+    """The last digit of a load, cut off, makes 16 a 1."""
+    panel = _panel()
+    panel.plot([1, 2], [1, 2], label=name)
+    name_loads(panel.figure, panel)
+    box = panel.figure.legends[0].get_window_extent(FigureCanvasAgg(panel.figure).get_renderer())
+    assert panel.get_window_extent().x1 <= box.x0
+    assert box.x1 <= panel.figure.bbox.x1
