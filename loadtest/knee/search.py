@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Source, Strict
@@ -24,9 +24,11 @@ from loadtest.knee.sequential_test import (
 )
 from loadtest.metrics import LevelSummary, summarize, verdicts_in
 from loadtest.results import Columns, Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
-from loadtest.run import Enough
 from loadtest.scenario import Constant, Gamma, Objectives, ObjectiveScope, Poisson, Scenario
 from loadtest.simulate import predict
+
+if TYPE_CHECKING:
+    from loadtest.run import Enough  # a plan uses the sequential test, and drives no server
 
 Axis = Literal["rate", "concurrency"]
 UNITS: dict[Axis, str] = {"rate": "requests/s", "concurrency": "users"}
