@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,14 +92,31 @@ def name_special_tokens(tokenizer: Any, config: Any) -> None:
             setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token_id))
 
 
+@contextlib.contextmanager
+def _read_once(gguf: Any) -> Iterator[None]:
+    """Let transformers parse a file once, and name a model's tensors once, within the block.
+
+    It parses the file four times (config, weights, tokenizer twice), each vocabulary entry in Python, and makes the map
+    of tensor names again for each module of the model, hundreds of times. Both only read what they get.
+    """
+    kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in kept.items():
+        setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(gguf, name, function)
+
+
 def _write_checkpoint(path: Path, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     with library_output_to(None):
-        library("gguf")
         torch, transformers = library("torch"), library("transformers")
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
+            with _read_once(library("gguf")):
+                model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
         except (ValueError, KeyError, IndexError, TypeError, NotImplementedError, MemoryError) as error:
             raise UserError(f"{path}: transformers cannot read this model: {error}") from error
         name_special_tokens(tokenizer, model.config)
