@@ -30,6 +30,8 @@ KNOWN_TASKS = {
     "arc_challenge": "allenai/ai2_arc",
     "humaneval": "openai/openai_humaneval",
 }
+# The harness's folders that define these, of the hundreds that it has.
+_KNOWN_FOLDERS = ("arc", "gsm8k", "hellaswag", "humaneval", "mmlu/default")
 # The metric that losses are computed from: the first of these that a task has, else its first.
 _MAIN_METRICS = ("acc_norm,none", "acc,none", "exact_match,flexible-extract")
 _PROBABILITIES = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}
@@ -93,7 +95,7 @@ class Tasks:
     def __init__(self, questions: Questions) -> None:
         require_harness()
         self.questions = questions
-        manager = _manager(_text_of(questions.task_folder))
+        manager = _manager_for(questions)
         unknown = [name for name in questions.tasks if name not in manager.all_tasks]
         if unknown:
             raise UserError(
@@ -217,10 +219,28 @@ def _runs_code(name: str) -> UserError:
     )
 
 
+def _manager_for(questions: Questions) -> Any:
+    """Return an index with the tasks: of the known ones and the user's own if it has them all, else of every task.
+
+    Of a group or a tag the small index may lack members, so it is taken for groups only if they are known ones, whose
+    members it has, and the user has no tasks that could replace them.
+    """
+    folder = _text_of(questions.task_folder)
+    known = _manager(folder, is_whole=False)
+    enough = {*known.all_subtasks, *(KNOWN_TASKS if folder is None else ())} & {*known.all_tasks}
+    return known if enough.issuperset(questions.tasks) else _manager(folder, is_whole=True)
+
+
 @cache
-def _manager(task_folder: str | None) -> Any:
-    """Return the harness's index of tasks; it reads thousands of files, which takes seconds."""
-    return importlib.import_module("lm_eval.tasks").TaskManager(include_path=task_folder)
+def _manager(task_folder: str | None, *, is_whole: bool) -> Any:
+    """Return the harness's index of its tasks, all (thousands of files) or the known ones, and of the user's own."""
+    tasks = importlib.import_module("lm_eval.tasks")
+    own = [] if task_folder is None else [task_folder]
+    if is_whole:
+        return tasks.TaskManager(include_path=own)
+    folders = [Path(str(tasks.__file__)).parent / name for name in _KNOWN_FOLDERS]
+    found = [str(folder) for folder in folders if folder.is_dir()]
+    return tasks.TaskManager(include_path=[*found, *own], include_defaults=False)
 
 
 def _leaves(found: Any, name: str) -> list[str]:

