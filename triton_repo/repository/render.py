@@ -74,6 +74,7 @@ EMULATOR_PARTS = (
     "steptime",
     "emulator",
 )
+RELAY_PARTS = ("__init__.py", "http_fetch.py")  # what a relay imports of it
 Server = Literal["triton", "trtllm-serve"]
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
 _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|auto)\b|\"(?:None|auto)\"")
@@ -263,6 +264,7 @@ class _Writer:
             self._write_emulator()
         elif self._repository.kind == "relayed":
             self._write_code("tensorrt_llm", *RELAY_MODULE)
+            self._copy_engines(RELAY_PARTS)
 
     def _write_llmapi(self) -> None:
         engine, settings = self._repository.engine, self._repository.resolved
@@ -356,9 +358,11 @@ class _Writer:
 
     def _write_emulator(self) -> None:
         self._write_code("tensorrt_llm", *EMULATED_MODULES[self._repository.variant])
-        version_folder = self._folder / "tensorrt_llm" / "1"
-        write_json(version_folder / "engine.json", self._repository.engine)
-        _copy_package(Path(engines.__file__).parent, version_folder / "engines", EMULATOR_PARTS)
+        write_json(self._folder / "tensorrt_llm" / "1" / "engine.json", self._repository.engine)
+        self._copy_engines(EMULATOR_PARTS)
+
+    def _copy_engines(self, parts: tuple[str, ...]) -> None:
+        _copy_package(Path(engines.__file__).parent, self._folder / "tensorrt_llm" / "1" / "engines", parts)
 
 
 class Typed:
