@@ -213,6 +213,8 @@ def test_the_impossible_is_refused_with_the_nearest_possible(tmp_path: Path) -> 
         result = run(str(path), "--out", str(folder / "out"), "--workers", "1")
         assert isinstance(result.exception, TargetMissedError)
         assert said in (result.exception.hint or "")
+        page = (folder / "out" / "capacity.html").read_text(encoding="utf-8")
+        assert "What limits a replica" not in page, "of a deployment that is not recommended nothing is limited"
         assert ("idle (TTFT p95 " in (result.exception.hint or "")) == ("objectives" in changed)
 
 
