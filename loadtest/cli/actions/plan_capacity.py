@@ -167,6 +167,7 @@ def _show(plan: CapacityPlan, together: Compared | None, target: Path) -> None:
     if together is not None:
         show_compared(together)
     if plan.recommended is not None:
-        wrote(target, f"run-load --scenario {quoted(target / SCENARIO_NAME)} --url URL, then --verify")
+        check = f"plan-capacity --verify RUN --plan {quoted(target / PLAN_NAME)}"
+        wrote(target, f"run-load --scenario {quoted(target / SCENARIO_NAME)} --url URL --out RUN, then {check}")
     else:
         wrote(target)
