@@ -16,6 +16,7 @@ pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 from safetensors.torch import load_file  # noqa: E402
 
 from engines.spec.precision import PRECISIONS  # noqa: E402
+from tests.contract.export_all import export_all  # noqa: E402
 from tests.contract.trtllm_loader import problems  # noqa: E402
 from tests.tiny_checkpoints import write_model  # noqa: E402
 
@@ -23,26 +24,6 @@ ROOT = Path(__file__).parents[2]
 PYTHONS = {"current": Path(sys.executable), "0.37": ROOT / ".venv" / "opt" / "modelopt-0.37" / "bin" / "python"}
 WAYS = {name: precision.default_kv for name, precision in PRECISIONS.items() if name != "fp32"}  # no engine has it
 LIMIT_S = 300
-# Runs under either; a refusal is written down, and with it whether anything had been begun.
-EXPORT_ALL = """
-import json, sys
-from pathlib import Path
-from engines.checkpoint.export_job import ExportJob
-from engines.checkpoint.modelopt import PACKAGE, metadata
-from engines.checkpoint.quantize import quantize
-from engines.errors import CommandError
-from tests.tiny_checkpoints import WINDOWS
-source, out, *ways = sys.argv[1:]
-said = {"version": metadata.version(PACKAGE)}
-for way in ways:
-    precision, kv_cache = way.split(":")
-    job = ExportJob(source=Path(source), precision=precision, kv_cache=kv_cache, calibration=WINDOWS, seed=0)
-    try:
-        quantize(job, Path(out, precision), progress=lambda _: None, log=Path(out, precision + ".log"))
-    except CommandError as error:
-        said[precision] = f"{error.message} / {error.hint} / begun: {Path(out, precision).exists()}"
-Path(out, "said.json").write_text(json.dumps(said))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +32,12 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     if not PYTHONS["0.37"].is_file():
         pytest.skip("no .venv/opt/modelopt-0.37; `make setup` makes it")
     source = write_model(tmp_path_factory.mktemp("qwen3"), "qwen3", hidden_size=128, intermediate_size=256, head_dim=64)
-    made = {}
-    for generation, python in PYTHONS.items():
-        made[generation] = tmp_path_factory.mktemp(generation)
-        ways = [f"{precision}:{kv_cache}" for precision, kv_cache in WAYS.items()]
-        argv = [str(python), "-W", "ignore", "-c", EXPORT_ALL, str(source), str(made[generation]), *ways]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run(argv, env=env, cwd=ROOT, check=True, timeout=LIMIT_S, capture_output=True)
+    made = {generation: tmp_path_factory.mktemp(generation) for generation in PYTHONS}
+    export_all(source, made["current"], WAYS)
+    ways = [f"{precision}:{kv_cache}" for precision, kv_cache in WAYS.items()]
+    argv = [PYTHONS["0.37"], "-W", "ignore", "-m", "tests.contract.export_all", source, made["0.37"], *ways]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(argv, env=env, cwd=ROOT, check=True, timeout=LIMIT_S, capture_output=True)
     return made
 
 

@@ -1,0 +1,30 @@
+"""Which tests share a worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+# These quantize in their own process. ModelOpt's import takes 6 s of CPU time: one worker pays it for all of them.
+IMPORT_MODELOPT = {
+    "tests/contract/test_checkpoint_loads.py",
+    "tests/contract/test_modelopt_generations.py",
+    "tests/integration/engines/build/test_llmapi.py",
+    "tests/integration/engines/checkpoint/test_quantize.py",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of one file on one worker, as --dist loadfile does, and those that import ModelOpt together."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 (only where tests run in parallel)
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "ModelOpt" if file in IMPORT_MODELOPT else file
+
+    return Scheduling(config, log)
