@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import NamedTuple
 
 
@@ -86,9 +87,9 @@ class KvPool:
 
     def first_missing(self, hashes: Row[int]) -> int | None:
         """Return the first hash whose block a prompt would have to compute; None if all are available."""
-        holders, cached, host = self._holders, self._cached, self._host
-        for content in hashes:
-            if content not in holders and content not in cached and content not in host:
+        cached, host = self._cached, self._host
+        for content in filterfalse(self._holders.__contains__, hashes):
+            if content not in cached and content not in host:
                 return content
         return None
 
