@@ -41,7 +41,9 @@ LAYOUT = """
     const scrolls = table.closest(".wide");
     const box = (scrolls || table.parentElement).getBoundingClientRect();
     const right = table.getBoundingClientRect().right;
-    if (!scrolls && right > box.right + 2) faults.push(`table '${said(table)}' is cut off`);
+    const cut = right > box.right + 2;
+    if (!scrolls && cut) faults.push(`table '${said(table)}' is cut off`);
+    if (scrolls && cut && innerWidth >= 1400) faults.push(`table '${said(table)}' scrolls in a wide window`);
     if (box.right > innerWidth + 2) faults.push(`table '${said(table)}' leaves the window`);
     for (const cell of table.querySelectorAll("td, th"))
       if (cell.scrollWidth > cell.clientWidth + 2) faults.push(`cell '${said(cell)}' is cut off`);

@@ -35,6 +35,10 @@ FAULTY = {
     "'one' lies on 'two'": '<svg width="90"><text x="5" y="20">one</text><text x="9" y="22">two</text></svg>',
     "'outside' is cut off": '<svg width="90" height="40"><text x="70" y="20">outside</text></svg>',
     "table 'w' is cut off": '<div style="width: 9px"><table style="width: 99px"><tr><td>w</td></tr></table></div>',
+    "table 's' scrolls in a wide window": (
+        '<div class="wide" style="width: 9px; overflow-x: auto">'
+        '<table style="width: 99px"><tr><td>s</td></tr></table></div>'
+    ),
     "cell 'clipped' is cut off": (
         '<table style="table-layout: fixed; width: 20px"><tr><td style="overflow: hidden">clipped</td></tr></table>'
     ),
@@ -99,5 +103,5 @@ def test_every_kind_of_fault_is_seen(tmp_path: Path, browser: Browser, fault: st
     """A page made with one fault has that fault, and only that one."""
     page = tmp_path / "page.html"
     page.write_text(f'<!doctype html><meta charset="utf-8"><body style="margin: 0">{FAULTY[fault]}')
-    (found,) = browser.open(page, width_px=500, dark=False)["faults"]
+    (found,) = browser.open(page, width_px=max(WIDTHS_PX) if "wide window" in fault else 500, dark=False)["faults"]
     assert fault in found
