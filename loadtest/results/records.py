@@ -158,7 +158,7 @@ class Sample(Strict):
     t_s: float
     values: dict[str, float]
     ended_s: float | None = None
-    page: int = 0
+    page: Count = 0
 
 
 class ServerFacts(Strict):

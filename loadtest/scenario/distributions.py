@@ -171,6 +171,8 @@ def _number(written: object) -> float | None:
         number = float(written)
     except ValueError:
         return None
+    except OverflowError:  # a whole number of more than 308 digits
+        number = math.inf
     if not 0 <= number <= MAX_TOKENS:  # of a pause: half a year in seconds
         raise ValueError(f"a number from 0 to {MAX_TOKENS:,} is expected")
     return number

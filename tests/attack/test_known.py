@@ -28,6 +28,7 @@ REFUSED = {
     "find-knee engine --objective ttft_s.p95=1 --isl 8 --osl 4 --max-requests 0": "0 is not in the range x>=1",
     f"{PREDICT} --isl 8 --concurrency 1 --max-batch-size 4 --tp 2": "--tp, --max-batch-size: not with an engine folder",
     f"{PREDICT} --isl 1e9 --concurrency 1": "a number from 0 to 16,777,216 is expected",
+    "predict-load engine --scenario digits.yaml": "a number from 0 to 16,777,216 is expected",
     f"{PREDICT} --isl 8 --rate inf": "'--rate': inf is not a number from",
     f"{PREDICT} --isl 8 --rate nan": "--rate nan",
     f"{PREDICT} --isl 8 --concurrency 10000000": "less than or equal to 65536",
@@ -83,6 +84,7 @@ def test_is_refused_in_one_line(line: str, complaint: str, examples: Path) -> No
     (examples / "huge.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1 << 63, 1 << 63))
     (examples / "late.csv").write_text("at_s,isl,osl\n0,8,4\n1e308,8,4\n")
     (examples / "late.yaml").write_text("arrivals: {process: trace, path: late.csv}\n")
+    (examples / "digits.yaml").write_text(f"concurrency: [1]\nlengths: {{isl: 8, osl: {'9' * 400}}}\n")
     name, *words = line.split()
     ended = run(KNOWN[name], words, examples)
     assert ended.status in {1, 2}, ended

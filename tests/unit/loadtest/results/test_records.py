@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engines.errors import UserError
 from engines.files import write_json
-from loadtest.results.records import RequestRecord, _contradiction, read_records, read_run
+from loadtest.results.records import RequestRecord, _contradiction, read_records, read_run, read_samples
 from tests.unit.loadtest.made import level, manifest, record
 
 GOOD = [record(number, number * 1.0, [number + 0.1, number + 0.2, number + 0.2]) for number in range(4)]
@@ -55,6 +55,13 @@ def test_a_record_that_cannot_have_happened_is_refused(
     (tmp_path / "requests.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=complaint):
         list(read_records(tmp_path))
+
+
+def test_a_page_s_number_beyond_64_bits_is_refused(tmp_path: Path) -> None:
+    """A whole number that no column holds is named with its line."""
+    (tmp_path / "samples.jsonl").write_text(f'{{"t_s": 0.0, "values": {{}}, "page": {"9" * 400}}}\n')
+    with pytest.raises(UserError, match="line 1: page: Input should be less than"):
+        list(read_samples(tmp_path))
 
 
 @given(
