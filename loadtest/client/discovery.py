@@ -14,7 +14,7 @@ from engines.errors import MissingError
 from engines.http_fetch import Deadline, connected, fetch
 from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of, tls_context
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
-from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call
+from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call, is_model_name
 
 PROBE_WITHIN_S = 2.0
 _PARTS = frozenset({"preprocessing", "postprocessing"})
@@ -95,7 +95,7 @@ def _models(listed: Any, key: str) -> list[ServedModel]:
     return [
         ServedModel(name, root if isinstance(root, str) and root.isprintable() else "")
         for name, root in pairs
-        if isinstance(name, str) and name and name.isprintable()
+        if is_model_name(name)
     ]
 
 

@@ -6,7 +6,7 @@ import json
 import socket
 import urllib.request
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeGuard
 
 from engines.errors import MissingError, UserError
 from engines.http_fetch import Answer, Deadline, connected, fetch, received
@@ -91,7 +91,7 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
         raise MissingError(f"{url}: GET {base}/models answered {answer.status}", hint=hint)
     try:
         names = [each["id"] for each in json.loads(answer.body)["data"]]
-        if not all(isinstance(name, str) and name and name.isprintable() for name in names):
+        if not all(map(is_model_name, names)):
             raise ValueError("a name that is none")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MissingError(
@@ -141,6 +141,11 @@ def _read_http(endpoint: Endpoint, model: str) -> _Documents:
         return metadata, config, _get_json(endpoint, "/v2/models/preprocessing/config")
     except MissingError:
         return metadata, config, None
+
+
+def is_model_name(value: object) -> TypeGuard[str]:
+    """Return whether an entry of a server's list of models is a name: printable text."""
+    return isinstance(value, str) and bool(value) and value.isprintable()
 
 
 def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:
