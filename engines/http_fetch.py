@@ -183,9 +183,8 @@ class _TimedReader(io.RawIOBase):
 
 def _timed(connection: Any, deadline: Deadline) -> Any:
     """Return a connection whose connecting and reading end at the deadline."""
-    connection._create_connection = lambda address, *_: connected(
-        address[0], address[1], deadline
-    )  # http.client's own seam
+    # http.client's own seam
+    connection._create_connection = lambda address, *_: connected(address[0], address[1], deadline)
     connection.response_class = lambda sock, *args, **named: http.client.HTTPResponse(
         cast(socket.socket, _TimedReader(sock, deadline)), *args, **named
     )

@@ -21,7 +21,9 @@ FOLDER = click.Path(path_type=Path)
 )
 @click.option("--checkpoint", type=FOLDER, help="Hugging Face checkpoint.  [default: SmolLM2, whose answer is known]")
 @click.option(
-    "--precision", type=click.Choice(PRECISION_NAMES), help="[default: fp8 if the GPU supports it, else int8_sq]"
+    "--precision",
+    type=click.Choice(PRECISION_NAMES),
+    help="Precision of the engine.  [default: fp8 if the GPU supports it, else int8_sq]",
 )
 @click.option("--out", type=FOLDER, default=None, help="Folder for the report, the logs and the built engine.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
