@@ -12,9 +12,10 @@ from typing import Any
 
 from engines.errors import MissingError
 from engines.http_fetch import Deadline, connected, fetch
+from engines.model_list import is_model_name
 from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of, tls_context
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
-from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call, is_model_name
+from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call
 
 PROBE_WITHIN_S = 2.0
 _PARTS = frozenset({"preprocessing", "postprocessing"})

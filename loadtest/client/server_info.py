@@ -6,10 +6,11 @@ import json
 import socket
 import urllib.request
 from http import HTTPStatus
-from typing import Any, TypeGuard
+from typing import Any
 
 from engines.errors import MissingError, UserError
 from engines.http_fetch import Answer, Deadline, connected, fetch, received
+from engines.model_list import listed_models
 from loadtest.client.endpoint import Endpoint, tls_context
 from loadtest.client.http1 import CutError, ProtocolError, error_text
 from loadtest.client.http2 import GrpcSession, call_headers
@@ -90,10 +91,8 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
         hint = f"check the key in ${endpoint.api_key_env}" if answer.status in {401, 403} else "check --url"
         raise MissingError(f"{url}: GET {base}/models answered {answer.status}", hint=hint)
     try:
-        names = [each["id"] for each in json.loads(answer.body)["data"]]
-        if not all(map(is_model_name, names)):
-            raise ValueError("a name that is none")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        names = [each["id"] for each in listed_models(json.loads(answer.body))]
+    except (ValueError, RecursionError) as error:
         raise MissingError(
             f"{url}: {base}/models is not a list of models", hint="check that this is an OpenAI-compatible server"
         ) from error
@@ -141,11 +140,6 @@ def _read_http(endpoint: Endpoint, model: str) -> _Documents:
         return metadata, config, _get_json(endpoint, "/v2/models/preprocessing/config")
     except MissingError:
         return metadata, config, None
-
-
-def is_model_name(value: object) -> TypeGuard[str]:
-    """Return whether an entry of a server's list of models is a name: printable text."""
-    return isinstance(value, str) and bool(value) and value.isprintable()
 
 
 def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.http_fetch import fetch
+from engines.model_list import listed_models
 
 CONNECT_LIMIT_S = 10.0
 ANSWER_LIMIT_S = 5.0  # of a description, from connecting to its last byte
@@ -59,11 +60,10 @@ class CompletionsServer:
             RelayError: It does not answer, or with something other than names.
         """
         path = "/v1/models"
-        rows = self._get(path).get("data")
-        names = [row.get("id") if isinstance(row, dict) else None for row in rows] if isinstance(rows, list) else [None]
-        if not all(isinstance(name, str) and name and name.isprintable() for name in names):
-            raise RelayError(f"{self._url}{path}: not a list of model names: {str(rows)[:80]!r}")
-        return [str(name) for name in names]
+        try:
+            return [str(row["id"]) for row in listed_models(self._get(path))]
+        except ValueError as error:
+            raise RelayError(f"{self._url}{path}: {error}") from error
 
     def start(self, model: str, prompt: list[int], output_tokens: int, options: dict[str, Any]) -> Exchange:
         """Prepare a request; `Exchange.pieces` sends it and yields the reply.

@@ -74,7 +74,7 @@ EMULATOR_PARTS = (
     "steptime",
     "emulator",
 )
-RELAY_PARTS = ("__init__.py", "http_fetch.py")  # what a relay imports of it
+RELAY_PARTS = ("__init__.py", "http_fetch.py", "model_list.py")  # what a relay imports of it
 Server = Literal["triton", "trtllm-serve"]
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
 _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|auto)\b|\"(?:None|auto)\"")
