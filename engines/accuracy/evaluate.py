@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import importlib
 import json
 import math
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +21,19 @@ from engines.checkpoint import LoadedModel, load_corpus
 from engines.console import OPENAI_KEY
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import write_json
+from engines.http_fetch import fetch
 from engines.manifest import MANIFEST_NAME, AccuracyResult, EngineManifest, read_manifest
+from engines.model_list import listed_models
 from engines.names import TOKENIZER_FILE
 from engines.outputs import folder_lock
 
 Progress = Callable[[str], None]
 HELD_OUT = "held_out_text"
-_ANSWER_WITHIN_S = 600
-_ANSWER_LIMIT_BYTES = 1 << 28  # the log probabilities of a long prompt fit many times
+_LIST_WITHIN_S = 5.0
+_ANSWER_WITHIN_S = 600  # a completion waits in the server's queue
+_ANSWER_LIMIT_BYTES = 1 << 22  # a list of models, or one token after a prompt of three
+_SHOWN_BYTES = 300  # of a refusal
+_SHOWN_MODELS = 8
 _PROBE_TOKENS = 3
 _MAX_SEQ_LEN = 2048  # of a server that states none: the harness's own default
 
@@ -104,8 +108,7 @@ def evaluate_server(
     served = _served(server)  # before the harness, which takes seconds to load
     tasks = _tasks(questions)
     tokenizer = _tokenizer(tokenizer_folder)
-    largest = int(served.get("max_model_len") or _MAX_SEQ_LEN)
-    scores = _returns_probabilities(server.url, str(served["id"]), tokenizer)
+    scores = _returns_probabilities(server.url, served["id"], tokenizer)
     if tasks is not None and tasks.needs_probabilities and not scores:
         raise UserError(
             f"{', '.join(tasks.needs_probabilities)}: scored by log probabilities of the prompt, which {server.url} "
@@ -115,11 +118,11 @@ def evaluate_server(
     models = importlib.import_module("engines.accuracy.models")
     model = models.ServedModel(
         base_url=f"{server.url.rstrip('/')}/v1/completions",
-        model=str(served["id"]),
+        model=served["id"],
         tokenizer=str(tokenizer_folder.absolute()),
         tokenizer_backend="huggingface",
         num_concurrent=server.concurrency,
-        max_length=largest,
+        max_length=served.get("max_model_len") or _MAX_SEQ_LEN,
         timeout=_ANSWER_WITHIN_S,
     )
     return _measure(model, tasks, tokenizer_folder if scores else None, on="server", progress=progress)
@@ -208,18 +211,19 @@ def _served(server: Server) -> dict[str, Any]:
     """
     url = f"{server.url.rstrip('/')}/v1/models"
     try:
-        models: list[dict[str, Any]] = _json_from(url)["data"]
-        names = [str(each["id"]) for each in models]
-    except (KeyError, TypeError) as error:
-        raise ToolError(
-            f"{url}: is not a list of models", hint="check that --url is an OpenAI-compatible server"
-        ) from error
+        models = listed_models(_json_from(url, within_s=_LIST_WITHIN_S))
+    except ValueError as error:
+        raise ToolError(f"{url}: {error}", hint="check that --url is an OpenAI-compatible server") from error
+    names = ", ".join(each["id"] for each in models[:_SHOWN_MODELS]) or "no model"
     if server.model is None and len(models) != 1:
-        raise UserError(f"{server.url} serves {', '.join(names) or 'no model'}", hint="name one with --model")
+        raise UserError(f"{server.url} serves {names}", hint="name one with --model")
     found = next((each for each in models if server.model in (None, each["id"])), None)
     if found is None:
-        raise UserError(f"{server.url} serves {', '.join(names)}, not {server.model}", hint="name one with --model")
-    if (found.get("engine") or {}).get("kind") == "emulated":
+        raise UserError(f"{server.url} serves {names}, not {server.model}", hint="name one with --model")
+    length, engine = found.get("max_model_len"), found.get("engine")
+    if length is not None and (type(length) is not int or length <= 0):
+        raise ToolError(f"{url}: max_model_len is {str(length)[:_SHOWN_BYTES]!r}, not a number of tokens")
+    if isinstance(engine, dict) and engine.get("kind") == "emulated":
         raise UserError(
             f"{server.url}: its engine is emulated and answers with made-up text, which has no accuracy",
             hint="give the URL of a real server, or an engine folder with an exported checkpoint",
@@ -232,14 +236,16 @@ def _returns_probabilities(url: str, model: str, tokenizer: Any) -> bool:
     tokens = tokenizer.encode("one two three four", add_special_tokens=False)[:_PROBE_TOKENS]
     body = {"model": model, "prompt": tokens, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
     try:
-        reply = _json_from(f"{url.rstrip('/')}/v1/completions", body)
-    except ToolError:
+        reply = _json_from(f"{url.rstrip('/')}/v1/completions", body, within_s=_ANSWER_WITHIN_S)
+        found = reply["choices"][0]["logprobs"]["token_logprobs"]
+    except (ToolError, KeyError, IndexError, TypeError):
         return False
-    found = (reply["choices"][0].get("logprobs") or {}).get("token_logprobs") or []
-    return len(found) >= len(tokens) and all(each is not None for each in found[1 : len(tokens)])
+    if not isinstance(found, list) or len(found) < len(tokens):
+        return False
+    return all(isinstance(each, int | float) for each in found[1 : len(tokens)])
 
 
-def _json_from(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def _json_from(url: str, body: dict[str, Any] | None = None, *, within_s: float) -> dict[str, Any]:
     """Return the JSON object that a server answers.
 
     Raises:
@@ -249,11 +255,12 @@ def _json_from(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     try:
         request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
-        with urllib.request.urlopen(request, timeout=_ANSWER_WITHIN_S) as reply:
-            found = json.loads(reply.read(_ANSWER_LIMIT_BYTES))
-    except urllib.error.HTTPError as error:
-        raise ToolError(f"{url}: status {error.code}: {error.read(300).decode(errors='replace')}") from error
-    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+        answer = fetch(request, limit_s=within_s, limit_bytes=_ANSWER_LIMIT_BYTES)
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            text = " ".join(answer.body[:_SHOWN_BYTES].decode(errors="replace").split())
+            raise ToolError(f"{url}: status {answer.status}: {text}")
+        found = json.loads(answer.body)
+    except (OSError, ValueError, RecursionError) as error:
         raise ToolError(f"{url}: {error}", hint="check that the server is up and serves the OpenAI API") from error
     if not isinstance(found, dict):
         raise ToolError(f"{url}: answered with something else than a JSON object")

@@ -32,6 +32,7 @@ ANSWERS = {
     "less than its length": OK + b"Content-Length: 1000\r\n\r\n{}",
     "a status of letters": b"HTTP/1.1 abc OK\r\n\r\n",
     "a redirection to nowhere": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n",
+    "models without names": OK + b'Content-Length: 32\r\n\r\n{"data": [{"id": 7}, {"id": 7}]}',
     "another encoding": OK + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\0",
     "endless headers": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000 + b"\r\n",
     "an endless body": OK + b"\r\n" + b"y" * 65_536,
@@ -43,6 +44,7 @@ SLOW = {
 ASK = {
     "run-load": "--url {url} --tokenizer tokenizer/tokenizer.json --isl 8 --osl 4 --out out",
     "run-load --protocol": "triton-http --model x --url {url} --tokenizer tokenizer/tokenizer.json --out out",
+    "evaluate-engine": "--url {url} --model x --tokenizer tokenizer --tasks gsm8k",
     "build-repo": "engine --tokenizer tokenizer --engine-url {url} --out out",
 }
 

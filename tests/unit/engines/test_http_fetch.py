@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import repeat
 
 import pytest
 
 from engines.http_fetch import FetchError, fetch
+from tests.unit.conftest import OK, Answering
 
 LIMIT_S, LIMIT_BYTES = 0.3, 1 << 20
-OK = b"HTTP/1.1 200 OK\r\n"
 DRIPPED = {
     "headers": [b"HTTP/1.1 200 OK\r\nX: ", *[b"y"] * 200],
     "a body to the end of the connection": [OK + b"\r\n", *[b"y"] * 200],
@@ -24,34 +20,6 @@ DRIPPED = {
     "the body of an error": [b"HTTP/1.1 500 Oh\r\n\r\n", *[b"y"] * 200],
     "nothing": list(repeat(b"", 200)),
 }
-Answering = Callable[..., str]
-
-
-@pytest.fixture
-def answering() -> Iterator[Answering]:
-    """Serve one connection: each piece `pause_s` after the one before it."""
-    over = threading.Event()
-    threads: list[threading.Thread] = []
-
-    def started(pieces: list[bytes], pause_s: float = 0.0) -> str:
-        listener = socket.create_server(("127.0.0.1", 0))
-
-        def serve() -> None:
-            with listener, suppress(OSError), listener.accept()[0] as client:
-                client.recv(65_536)
-                for piece in pieces:
-                    client.sendall(piece)
-                    if over.wait(pause_s):
-                        return
-
-        threads.append(threading.Thread(target=serve))
-        threads[-1].start()
-        return f"127.0.0.1:{listener.getsockname()[1]}/"
-
-    yield started
-    over.set()
-    for thread in threads:
-        thread.join()
 
 
 @pytest.mark.parametrize("pieces", DRIPPED.values(), ids=DRIPPED)
