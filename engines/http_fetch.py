@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+_PAGE_LIMIT_BYTES = 1 << 24  # of a page that is only asked for
+
 
 class FetchError(OSError):
     """No whole answer came in time; the text is the reason, for a message."""
@@ -125,6 +127,14 @@ def fetch(
         raise _failed(error.reason, deadline) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise _failed(error, deadline) from error
+
+
+def answers(url: str, *, limit_s: float = 2.0) -> bool:
+    """Return whether a server answers a page with status 200 in time."""
+    try:
+        return fetch(url, limit_s=limit_s, limit_bytes=_PAGE_LIMIT_BYTES).status == http.HTTPStatus.OK
+    except FetchError:
+        return False
 
 
 def _opened(request: str | urllib.request.Request, deadline: Deadline, context: ssl.SSLContext | None) -> Any:

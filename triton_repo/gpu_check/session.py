@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from engines.errors import ToolError
 from engines.files import read_json
+from engines.http_fetch import FetchError, fetch
 from engines.planning import BuildPlan
 from engines.ports import free_ports
 from triton_repo.gpu_check.processes import run_command
@@ -19,6 +20,7 @@ BUILD_LIMIT_S = 7200.0
 SERVE_LIMIT_S = 900.0
 HELP_LIMIT_S = 300.0
 REPLY_LIMIT_S = 120.0
+REPLY_LIMIT_BYTES = 1 << 24
 # Small limits and a short calibration: the engine is to be right, not fast.
 SMALL = {
     "--isl": 128,
@@ -135,11 +137,10 @@ def fetched(url: str, body: dict[str, Any] | None = None) -> str:
     """
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=REPLY_LIMIT_S) as reply:
-            return str(reply.read().decode())
-    except urllib.error.HTTPError as error:
-        with error:
-            text = error.read().decode(errors="replace")[:300]
-        raise ToolError(f"{url}: HTTP {error.code}: {text}") from error
-    except OSError as error:
+        answer = fetch(urllib.request.Request(url, data), limit_s=REPLY_LIMIT_S, limit_bytes=REPLY_LIMIT_BYTES)
+    except FetchError as error:
         raise ToolError(f"{url}: {error}") from error
+    text = answer.body.decode(errors="replace")
+    if answer.status != HTTPStatus.OK:
+        raise ToolError(f"{url}: HTTP {answer.status}: {text[:300]}")
+    return text

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from engines.http_fetch import FetchError, fetch
 from triton_repo.openai_api.access import JSON_TYPE, Access, AdmissionLimits
 from triton_repo.openai_api.endpoints import Generating
 from triton_repo.openai_api.errors import ApiError, engine_gone
@@ -27,6 +27,8 @@ from triton_repo.openai_api.serve_metrics import ServeMetrics
 from triton_repo.openai_api.service import Service
 from triton_repo.openai_api.triton_client import EngineClient
 
+METRICS_WITHIN_S = 5.0
+METRICS_LIMIT_BYTES = 1 << 24
 PROMETHEUS_TYPE = "text/plain; version=0.0.4"
 
 
@@ -124,9 +126,14 @@ class _Pages:
         if self._metrics_url is None:
             raise ApiError(404, "this front was started without a metrics address", code="not_found")
         try:
-            return await asyncio.to_thread(_fetch, self._metrics_url)
-        except (urllib.error.URLError, OSError) as error:
+            page = await asyncio.to_thread(
+                fetch, self._metrics_url, limit_s=METRICS_WITHIN_S, limit_bytes=METRICS_LIMIT_BYTES
+            )
+        except FetchError as error:
             raise engine_gone(str(error)) from error
+        if page.status != HTTPStatus.OK:
+            raise engine_gone(f"its metrics page answered {page.status}")
+        return page.body
 
     async def not_served(self, request: Request, error: Exception) -> Response:
         """Reply for an unknown path or method."""
@@ -174,8 +181,3 @@ class _Pages:
 
     def _json(self, value: Any) -> Response:
         return Response(json.dumps(value).encode(), headers=self._gate.headers, media_type=JSON_TYPE)
-
-
-def _fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=5) as reply:
-        return bytes(reply.read())

@@ -1,25 +1,14 @@
-"""Starting a server as a child process, and asking whether it answers."""
+"""Starting a server as a child process."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from engines.processes import ending_with_parent
-
-
-def answers(url: str) -> bool:
-    """Return whether a server answers a health URL with status 200 within 2 s."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP OK)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def start_child(

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import sys
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from http.client import HTTPException
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 KEY_HEADER = "admin-key"
 # Access to shared memory, model loading and trace files allows writing on the server: see docs/explanation.
@@ -60,8 +63,12 @@ class Control:
     def states(self) -> dict[str, set[str]]:
         """Return each model's states over its versions: READY, LOADING, UNLOADING, UNAVAILABLE."""
         found: dict[str, set[str]] = {}
-        for row in json.loads(self._call("/v2/repository/index", {})):
-            found.setdefault(row["name"], set()).add(row.get("state", ""))
+        path = "/v2/repository/index"
+        try:
+            for row in json.loads(self._call(path, {})):
+                found.setdefault(row["name"], set()).add(row.get("state", ""))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ControlError(f"{self.url}{path}: not a list of models") from error
         return found
 
     def load(self, model: str) -> None:
@@ -81,9 +88,12 @@ class Control:
         return self._sum(_PENDING, f'model="{model}"')
 
     def _sum(self, family: str, label: str) -> int | None:
-        lines = self._read(urllib.request.Request(self.metrics_url), CALL_LIMIT_S).splitlines()
-        values = [float(line.split()[-1]) for line in lines if line.startswith(family) and label in line]
-        return int(sum(values)) if values else None
+        lines = _read(self.metrics_url, None, {}, CALL_LIMIT_S).splitlines()
+        try:
+            values = [float(line.split()[-1]) for line in lines if line.startswith(family) and label in line]
+            return int(sum(values)) if values else None
+        except (ValueError, OverflowError) as error:
+            raise ControlError(f"{self.metrics_url}: {family.rstrip('{')} is not a number") from error
 
     def probe(self) -> None:
         """Generate one token along the whole path of a request.
@@ -100,19 +110,53 @@ class Control:
 
     def _call(self, path: str, body: Mapping[str, Any] | None, limit_s: float = CALL_LIMIT_S) -> str:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {KEY_HEADER: self.key} if self.key else {})
-        return self._read(request, limit_s)
+        return _read(self.url + path, data, {KEY_HEADER: self.key} if self.key else {}, limit_s)
 
-    def _read(self, request: urllib.request.Request, limit_s: float) -> str:
+
+def _read(url: str, data: bytes | None, headers: Mapping[str, str], limit_s: float) -> str:
+    try:
+        status, body = _exchange(url, data, headers, limit_s)
+    except (OSError, HTTPException, ValueError) as error:
+        raise ControlError(f"{url}: {error or type(error).__name__}") from error
+    text = body.decode(errors="replace")
+    if status != HTTPStatus.OK:
+        raise ControlError(f"{url}: HTTP {status}: {text[:2000]}")
+    return text
+
+
+def _exchange(url: str, data: bytes | None, headers: Mapping[str, str], limit_s: float) -> tuple[int, bytes]:
+    """Return the status and the body of an answer, without a proxy.
+
+    The limit covers the whole answer: at its end the connection is shut down. A socket's timeout counts for each read.
+    """
+    address = urlsplit(url)
+    if address.scheme not in {"http", "https"} or not address.netloc:
+        raise ValueError("not of the form http://HOST:PORT")
+    kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
+    is_late = threading.Event()
+    with closing(kind(address.netloc, timeout=limit_s)) as connection:
+        connection.connect()
+        watch = threading.Timer(limit_s, _shut_down, (connection.sock, is_late))
+        watch.start()
         try:
-            with urllib.request.urlopen(request, timeout=limit_s) as reply:
-                return str(reply.read().decode())
-        except urllib.error.HTTPError as error:
-            with error:
-                text = error.read().decode(errors="replace")
-            raise ControlError(f"{request.full_url}: HTTP {error.code}: {text[:2000]}") from error
-        except (OSError, HTTPException) as error:
-            raise ControlError(f"{request.full_url}: {error}") from error
+            path = address._replace(scheme="", netloc="").geturl() or "/"
+            connection.request("GET" if data is None else "POST", path, data, dict(headers))
+            reply = connection.getresponse()
+            body = reply.read()
+        except (OSError, HTTPException):
+            if not is_late.is_set():
+                raise
+        finally:
+            watch.cancel()
+        if is_late.is_set():  # the end of the connection may be the end of the body
+            raise TimeoutError(f"no complete answer within {limit_s:g} s")
+        return reply.status, body
+
+
+def _shut_down(connection: socket.socket, is_late: threading.Event) -> None:
+    is_late.set()
+    with suppress(OSError):  # the server may have left first
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 _LLMAPI_PROBE = {"text_input": "ready?", "sampling_param_max_tokens": 1}

@@ -17,9 +17,10 @@ from pydantic import Field
 
 from engines.errors import LAST_LINES, MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, to_json
+from engines.http_fetch import answers
 from engines.ports import LOOPBACK, why_not_free
 from engines.processes import signal_group, started_ticks, stop_group
-from triton_repo.server.child_process import answers, start_child
+from triton_repo.server.child_process import start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from engines.errors import LAST_LINES, MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
+from engines.http_fetch import answers
 from engines.ports import why_not_free
 from engines.processes import reap, signal_group, stop_group
 from triton_repo.openai_api import KEY_VARIABLE
-from triton_repo.server.child_process import answers, start_child
+from triton_repo.server.child_process import start_child
 
 RECORD_NAME = "front.json"
 LOG_NAME = "front.log"

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from engines.console import progress
 from engines.errors import ToolError
+from engines.http_fetch import answers
 from engines.processes import ending_with_parent, stop_group
 from validation.real.commands import pinned_to
 
@@ -91,7 +90,7 @@ def _wait(process: subprocess.Popen[bytes], server: str, url: str, log: Path) ->
             raise ToolError(
                 f"{server} ended while it started", status=process.returncode, log_path=log, last_lines=last
             )
-        if _is_ready(url):
+        if answers(url):
             progress(f"ready after {time.monotonic() - began_s:.0f} s")
             return
         if time.monotonic() - told_s > _SIGN_OF_LIFE_S:
@@ -99,11 +98,3 @@ def _wait(process: subprocess.Popen[bytes], server: str, url: str, log: Path) ->
             progress(f"waiting for {server}, {told_s - began_s:.0f} s")
         time.sleep(1)
     raise ToolError(f"{server} did not answer within {READY_WITHIN_S:.0f} s", log_path=log)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP's OK)
-    except (urllib.error.URLError, OSError):
-        return False

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import time
-from itertools import repeat
 
 import pytest
 
-from engines.http_fetch import FetchError, fetch
-from tests.unit.conftest import OK, Answering
+from engines.http_fetch import FetchError, answers, fetch
+from tests.unit.conftest import DRIPPED, OK, Answering
 
 LIMIT_S, LIMIT_BYTES = 0.3, 1 << 20
-DRIPPED = {
-    "headers": [b"HTTP/1.1 200 OK\r\nX: ", *[b"y"] * 200],
-    "a body to the end of the connection": [OK + b"\r\n", *[b"y"] * 200],
-    "a body of a length": [OK + b"Content-Length: 1000\r\n\r\n", *[b"y"] * 200],
-    "chunks": [OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\ny\r\n"] * 200],
-    "interim answers": list(repeat(b"HTTP/1.1 100 Continue\r\n\r\n", 200)),
-    "the body of an error": [b"HTTP/1.1 500 Oh\r\n\r\n", *[b"y"] * 200],
-    "nothing": list(repeat(b"", 200)),
-}
 
 
 @pytest.mark.parametrize("pieces", DRIPPED.values(), ids=DRIPPED)
@@ -79,3 +69,11 @@ def test_no_proxy_is_used(answering: Answering, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     url = "http://" + answering([OK + b"Content-Length: 2\r\n\r\nhi"])
     assert fetch(url, limit_s=10, limit_bytes=4).body == b"hi"
+
+
+def test_a_page_answers_if_it_is_whole_in_time_and_of_status_200(answering: Answering) -> None:
+    """A server that is not ready, cuts its page or drips it does not answer."""
+    assert answers("http://" + answering([OK + b"Content-Length: 2\r\n\r\nhi"]))
+    for pieces in ([b"HTTP/1.1 503 No\r\n\r\n"], [b"garbage\r\n"], [OK + b"Content-Length: 2\r\n\r\nh"]):
+        assert not answers("http://" + answering(pieces))
+    assert not answers("http://" + answering(DRIPPED["headers"], pause_s=0.05), limit_s=LIMIT_S)

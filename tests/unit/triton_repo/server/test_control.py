@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from tests.unit.conftest import DRIPPED, OK, Answering
+from triton_repo.server import control
 from triton_repo.server.control import Control, ControlError, drain, main
+
+LIMIT_S = 0.3
 
 
 class FakeServer:
@@ -87,3 +92,58 @@ def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.startswith("drain: http://127.0.0.1:9/")
     with pytest.raises(ControlError):
         Control("http://127.0.0.1:9", "http://127.0.0.1:9/metrics").states()
+
+
+@pytest.mark.parametrize("pieces", DRIPPED.values(), ids=DRIPPED)
+def test_a_call_is_limited_as_a_whole(
+    answering: Answering, pieces: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sends a byte now and then is given up: a hook that waits for it would outlast the pod."""
+    monkeypatch.setattr(control, "CALL_LIMIT_S", LIMIT_S)
+    server = Control("http://127.0.0.1:9", "http://" + answering(pieces, pause_s=LIMIT_S / 6))
+    began_s = time.monotonic()
+    with pytest.raises(ControlError, match=r"no complete answer within 0\.3 s"):
+        server.in_flight()
+    assert time.monotonic() - began_s < 4 * LIMIT_S
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (OK + b"Content-Length: 9\r\n\r\n[]", "IncompleteRead"),
+        (b"", "closed connection"),
+        (b"garbage\r\n", "garbage"),
+        (OK + b"X: " + b"y" * (1 << 20) + b"\r\n\r\n", "header line"),
+        (b"HTTP/1.1 401 No\r\n\r\nkey", "HTTP 401: key"),
+        *((OK + b"\r\n" + body, "not a list of models") for body in (b"", b"5", b"[5]", b"[{}]", b"{", b"[" * 100_000)),
+        *(
+            (OK + b"\r\n" + body, "not a list of models")
+            for body in (b'[{"name": ["a"]}]', b'[{"name":"a","state":[]}]')
+        ),
+    ],
+)
+def test_a_wrong_answer_is_one_line(
+    answering: Answering, answer: bytes, reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """No answer of a server is a traceback in a hook's log."""
+    (tmp_path / "key").write_text("secret")
+    url = "http://" + answering([answer]).rstrip("/")
+    assert main(["drain", "--url", url, "--key-file", str(tmp_path / "key")]) == 1
+    assert capsys.readouterr().err.startswith(f"drain: {url}/v2/repository/index: ")
+    with pytest.raises(ControlError, match=reason):
+        Control("http://" + answering([answer]).rstrip("/"), "").states()
+
+
+@pytest.mark.parametrize("value", ["x", "nan", "inf", "1" * 400])
+def test_a_metric_that_is_no_number_is_told(answering: Answering, value: str) -> None:
+    """It is not taken for an idle engine."""
+    page = f'nv_trt_llm_request_metrics{{model="m",request_type="active"}} {value}\n'.encode()
+    with pytest.raises(ControlError, match="nv_trt_llm_request_metrics is not a number"):
+        Control("", "http://" + answering([OK + b"\r\n" + page])).in_flight()
+
+
+@pytest.mark.parametrize("url", ["", "nothing", "file:///etc/hostname", "http://[::1", "http://", "http://a:b/"])
+def test_what_is_no_url_is_told(url: str) -> None:
+    """Not a file, and not this machine's port 80."""
+    with pytest.raises(ControlError):
+        Control(url, url).in_flight()
