@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from engines.errors import UserError
 from engines.files import validate
+from loadtest.cli.tables import warn_of_limits
+from loadtest.metrics import scopes_of
 from loadtest.results import load_text
 from loadtest.scenario import Scenario, read_scenario, with_duration
 from loadtest.traffic import ConversationSampler, plans_of
@@ -60,7 +62,7 @@ def target_options(flags: dict[str, Any]) -> TargetOptions:
 
 
 def scenario_of(options: LoadOptions) -> Scenario:
-    """Return the named or default scenario, overridden by flags.
+    """Return the named or default scenario, overridden by flags; print its objectives that look like milliseconds.
 
     Raises:
         UserError: As `read_scenario` and `validate` do; or a flag would have no effect.
@@ -87,6 +89,7 @@ def scenario_of(options: LoadOptions) -> Scenario:
         raise UserError(
             "--requests does not apply to an open loop, which sends for a duration", hint="--duration SECONDS"
         )
+    warn_of_limits(*(scope.objectives for scope in scopes_of(scenario)))
     return scenario
 
 
