@@ -123,7 +123,7 @@ def _row_cells(row: Row) -> list[str]:
         rate_text(row.middle),
         milliseconds(None if at is None else at.ttft_p95_s),
         milliseconds(None if at is None else at.itl_p99_s),
-        "-" if at is None else f"{at.in_flight:.0f} / {row.max_batch_size or '?'}",
+        "-" if at is None else f"{three_digits(at.in_flight)} / {row.max_batch_size or '?'}",
         "-" if at is None or row.basis == "measured" else f"{at.kv_ratio:.0%}, at most {at.kv_max:.0%}",
         row.limited_by or "-",
         "-" if row.replicas is None else str(row.replicas),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from engines.spec import MS_PER_S
+from engines.units import three_digits
 from loadtest.capacity.output.accuracy import accuracy_chart
 from loadtest.capacity.output.charts import TONES, Mark, Series, chart, tornado
 from loadtest.capacity.output.scaling_page import day_replicas, law_words, scaling_chart, unscaled_words
@@ -147,7 +148,7 @@ def _batch(plan: CapacityPlan) -> Figure:
     at = plan.operating
     marks = []
     if at is not None and at.itl_mean_s is not None:
-        marks.append(Mark(at.in_flight, at.itl_mean_s * MS_PER_S, f"operating: {at.in_flight:.0f} in flight"))
+        marks.append(Mark(at.in_flight, at.itl_mean_s * MS_PER_S, f"operating: {three_digits(at.in_flight)} in flight"))
     drawn = chart(
         "Latency against batch size, the recommended engine",
         [Series("ITL p99", tail, 1, "both"), Series("ITL mean", mean, 0, "both")],
