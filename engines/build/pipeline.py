@@ -200,8 +200,8 @@ def _run_stages(job: Job, stages: Stages) -> _Results:
         )
     quantizing = _quantize_inputs(job, job.checkpoint)
     if not (stages.store / quantizing.key).is_dir():
+        _require_room(job, stages)  # first: ModelOpt takes 6 s to import
         require_modelopt(job.plan.precision)
-        _require_room(job, stages)
     quantized = stages.run(quantizing, lambda part: _quantize(job, job_source(job), part, stages))
     notices = read_json(quantized / "notices.json", _Notices).notices
     folders = {"checkpoint": quantized / "checkpoint"}
