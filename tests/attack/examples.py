@@ -1,20 +1,14 @@
-"""Small valid inputs of every format a command reads, made once, and the commands that read them."""
+"""Small valid inputs of every format a command reads, made once."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import struct
-import tomllib
 from pathlib import Path
 
-import click
-
-from tests.attack.victim import run
+from tests.attack.victim import ROOT, Victims
 from tests.unit.engines.checkpoint.test_inspection import SHAPES, write_checkpoint, write_tokenizer
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
 DEMAND = """
 name: tiny
@@ -62,18 +56,6 @@ POINTS = "concurrency_or_batch,isl,osl,ttft_ms,itl_ms,throughput_out_tok_s\n" + 
 )
 
 
-def commands() -> dict[str, click.Command]:
-    """Return every command of the package, by its script's name."""
-    found = {}
-    for name, target in SCRIPTS.items():
-        package, _, function = target.partition(".start:")
-        found[name] = getattr(importlib.import_module(f"{package}.{function}"), function)
-        if function != "e2c":  # which has no work of its own: it runs the others
-            importlib.import_module(f"{package}.actions.{function}")
-    importlib.import_module("loadtest.report")
-    return found
-
-
 def _calibration() -> str:
     """Return a published calibration, as if it were of the engine that is built here."""
     published = ROOT / "validation" / "vllm-v1" / "amd-epyc-1-core" / "smollm2-135m-4-layers" / "calibration.json"
@@ -83,7 +65,7 @@ def _calibration() -> str:
     )
 
 
-def make_examples(folder: Path) -> None:
+def make_examples(folder: Path, victims: Victims) -> None:
     """Fill a folder with one valid example of each input."""
     place = folder / "place"
     place.mkdir(parents=True)
@@ -95,7 +77,6 @@ def make_examples(folder: Path) -> None:
     write_tokenizer(place / "tokenizer", words=10)
     (place / "tokenizer" / "tokenizer_config.json").write_text("{}")
     (place / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
-    known = commands()
     made = {
         "build-engine": [
             ["--precision", "fp8", "--emulate", "--out", "engine"],
@@ -111,5 +92,5 @@ def make_examples(folder: Path) -> None:
     }
     for name, lines in made.items():
         for words in lines:
-            ended = run(known[name], words, place)
+            ended = victims.run(name, words, place)
             assert (ended.status, ended.broken(name)) == (0, None), (name, ended)

@@ -9,17 +9,15 @@ import os
 import shutil
 from pathlib import Path
 
-import click
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.attack.conftest import COUNTED
-from tests.attack.examples import CLOSED, SCRIPTS, commands
+from tests.attack.examples import CLOSED
 from tests.attack.hostile import argument_lists, damaged
-from tests.attack.victim import Ended, run
+from tests.attack.victim import SCRIPTS, Ended, Victims, command_of
 
 EXAMPLES = int(os.environ.get("ATTACK_EXAMPLES", "12"))
-KNOWN = commands()
 SMALL = ["--isl", "8", "--osl", "4", "--concurrency", "1", "--requests", "2"]
 OF_SERVER = ["--url", CLOSED, "--tokenizer", "tokenizer/tokenizer.json"]
 BEGIN: dict[str, list[str]] = {
@@ -138,28 +136,28 @@ CASES = settings(
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_arguments(name: str, examples: Path) -> None:
+def test_arguments(name: str, victims: Victims, examples: Path) -> None:
     """No argument list breaks the promise of one error line, a known status, nothing left behind, at most 10 s."""
-    command, findings = KNOWN[name], Findings(name)
+    findings = Findings(name)
 
     @CASES
-    @given(argument_lists(command, [BEGIN[name], *MORE.get(name, [])], never=frozenset(NEVER.get(name, ()))))
+    @given(argument_lists(command_of(name), [BEGIN[name], *MORE.get(name, [])], never=frozenset(NEVER.get(name, ()))))
     def attack(words: list[str]) -> None:
         words = [*ALWAYS.get(name, ()), *words]
-        findings.add(_run(command, words, examples), words)
+        findings.add(_run(victims, name, words, examples), words)
 
     attack()
     findings.require_none()
 
 
 @pytest.mark.parametrize("path", READ)
-def test_files(path: str, examples: Path) -> None:
+def test_files(path: str, victims: Victims, examples: Path) -> None:
     """No damaged file breaks it either."""
     name, words = READ[path]
     findings = Findings(name)
     target = examples / path
     whole = target.read_bytes()
-    valid = _run(KNOWN[name], words, examples)
+    valid = _run(victims, name, words, examples)
     assert valid.broken(name) is None, valid
 
     @CASES
@@ -167,7 +165,7 @@ def test_files(path: str, examples: Path) -> None:
     def attack(text: bytes) -> None:
         target.unlink(missing_ok=True)  # `--stop` removes it
         target.write_bytes(text)
-        findings.add(_run(KNOWN[name], words, examples), text)
+        findings.add(_run(victims, name, words, examples), text)
 
     try:
         attack()
@@ -176,9 +174,9 @@ def test_files(path: str, examples: Path) -> None:
     findings.require_none()
 
 
-def _run(command: click.Command, words: list[str], place: Path) -> Ended:
+def _run(victims: Victims, name: str, words: list[str], place: Path) -> Ended:
     """Run a command on the examples, and remove what it rightly wrote."""
-    ended = run(command, words, place)
+    ended = victims.run(name, words, place)
     for made in ("out", "artifacts"):
         shutil.rmtree(place / made, ignore_errors=True)
     return ended

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack.examples import CLOSED, commands
-from tests.attack.victim import run
+from tests.attack.examples import CLOSED
+from tests.attack.victim import Victims
 
-KNOWN = commands()
 PLAN = "build-engine --precision fp8 --emulate --dry-run"
 PREDICT = "predict-load engine --osl 4"
 SERVE = "serve-repo repository --tritonserver nothing"
@@ -79,24 +78,24 @@ FULL_DISK = {
 
 
 @pytest.mark.parametrize(("line", "complaint"), REFUSED.items(), ids=REFUSED)
-def test_is_refused_in_one_line(line: str, complaint: str, examples: Path) -> None:
+def test_is_refused_in_one_line(line: str, complaint: str, victims: Victims, examples: Path) -> None:
     """What the issue lists, each with what its one line says."""
     (examples / "huge.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1 << 63, 1 << 63))
     (examples / "late.csv").write_text("at_s,isl,osl\n0,8,4\n1e308,8,4\n")
     (examples / "late.yaml").write_text("arrivals: {process: trace, path: late.csv}\n")
     (examples / "digits.yaml").write_text(f"concurrency: [1]\nlengths: {{isl: 8, osl: {'9' * 400}}}\n")
     name, *words = line.split()
-    ended = run(KNOWN[name], words, examples)
+    ended = victims.run(name, words, examples)
     assert ended.status in {1, 2}, ended
     assert ended.broken(name) is None, ended
     assert complaint in ended.said
 
 
 @pytest.mark.parametrize(("line", "max_bytes"), FULL_DISK.items(), ids=FULL_DISK)
-def test_a_full_disk_ends_in_one_line(line: str, max_bytes: int, examples: Path) -> None:
+def test_a_full_disk_ends_in_one_line(line: str, max_bytes: int, victims: Victims, examples: Path) -> None:
     """Nothing half-written is left where the disk cannot take a file, and the line says so."""
     name, *words = line.split()
-    ended = run(KNOWN[name], words, examples, file_bytes=max_bytes)
+    ended = victims.run(name, words, examples, file_bytes=max_bytes)
     has_out = (examples / "out").exists()
     shutil.rmtree(examples / "out", ignore_errors=True)
     assert ended.status == 1, ended

@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.attack.conftest import COUNTED
-from tests.attack.examples import commands
-from tests.attack.victim import run
+from tests.attack.victim import Victims
 
-KNOWN = commands()
 SERVER = Path(__file__).with_name("nonsense.py")
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 ANSWERS = {
@@ -51,24 +49,24 @@ ASK = {
 
 @pytest.mark.parametrize("name", ASK)
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_nonsense_is_refused_in_one_line(name: str, answer: bytes, examples: Path) -> None:
+def test_nonsense_is_refused_in_one_line(name: str, answer: bytes, victims: Victims, examples: Path) -> None:
     """No answer of a server is a traceback, and none is waited for without a limit."""
     is_endless = answer.endswith((b"y" * 1000 + b"\r\n", b"y" * 65_536))
-    _refused(name, answer, "endless" if is_endless else "once", examples)
+    _refused(name, answer, "endless" if is_endless else "once", victims, examples)
 
 
 @pytest.mark.parametrize("name", ASK)
 @pytest.mark.parametrize("answer", SLOW.values(), ids=SLOW)
-def test_a_server_of_two_bytes_a_second_is_given_up(name: str, answer: bytes, examples: Path) -> None:
+def test_a_server_of_two_bytes_a_second_is_given_up(name: str, answer: bytes, victims: Victims, examples: Path) -> None:
     """A time limit counts for the whole answer, not for each read."""
-    _refused(name, answer, "slow", examples)
+    _refused(name, answer, "slow", victims, examples)
 
 
-def _refused(name: str, answer: bytes, manner: str, examples: Path) -> None:
+def _refused(name: str, answer: bytes, manner: str, victims: Victims, examples: Path) -> None:
     (examples.parent / "answer").write_bytes(answer)
     with _serving(examples.parent / "answer", manner) as url:
         command, *words = f"{name} {ASK[name].format(url=url)}".split()
-        ended = run(KNOWN[command], words, examples)
+        ended = victims.run(command, words, examples)
     COUNTED["cases"] += 1
     assert ended.status in {1, 2}, ended
     assert ended.broken(command) is None, ended
