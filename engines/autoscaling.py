@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from engines.files import Document, Strict
+from engines.files import Document, Strict, require_schema
+from engines.manifest import EngineManifest
 
 # in_flight: requests in a server, its queue included; queue: of those, not yet in the batch; kv_used: share of the KV
 # blocks in use; ttft_p95: 95th percentile of the time to first token, in seconds.
 Signal = Literal["in_flight", "queue", "kv_used", "ttft_p95"]
 Controller = Literal["hpa", "keda"]
 START_NAME = "start.json"
+AUTOSCALING_SCHEMA = 2  # 1 had no `engine`
+PLAN_AGAIN = "plan again: plan-capacity DEMAND --force"
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -122,10 +125,62 @@ class ScalingLaw(Strict):
         return self
 
 
+class SimulatedEngine(Strict):
+    """The engine that a law was simulated with: what its target depends on.
+
+    Attributes:
+        model: For people; other weights of the same size cost the same.
+        parameters: Of the model, each counted once.
+        kv_cache: Format of the KV cache.
+        speculative: Method; None: one token a step.
+    """
+
+    model: str
+    parameters: int
+    gpu: str
+    precision: str
+    kv_cache: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    speculative: str | None = None
+
+    def differences(self, other: Self) -> list[str]:
+        """Return the keys in which another engine is not this one."""
+        mine, theirs = self.model_dump(exclude={"model"}), other.model_dump(exclude={"model"})
+        return [key for key, value in mine.items() if value != theirs[key]]
+
+    def named(self, keys: list[str]) -> str:
+        """Return some of its facts for a message."""
+        texts = [f"{key} {getattr(self, key)}" for key in keys if key != "parameters"]
+        model = [f"{self.model} of {self.parameters:,} parameters"] if "parameters" in keys else []
+        return ", ".join(model + texts)
+
+
+def simulated_engine(engine: EngineManifest) -> SimulatedEngine:
+    """Return what a law states of its engine."""
+    return SimulatedEngine(
+        model=engine.model.name,
+        parameters=engine.model.parameters,
+        gpu=engine.gpu.name,
+        precision=engine.precision.name,
+        kv_cache=engine.precision.kv_cache,
+        tensor_parallel=engine.parallel.tensor,
+        pipeline_parallel=engine.parallel.pipeline,
+        max_batch_size=engine.limits.max_batch_size,
+        max_num_tokens=engine.limits.max_num_tokens,
+        max_seq_len=engine.limits.max_seq_len,
+        speculative=None if engine.speculative is None else engine.speculative.method,
+    )
+
+
 class AutoscalingFile(Document):
     """`autoscaling.json`: the law a plan chose, with what it was simulated with.
 
     Attributes:
+        engine: That of the row.
         row: The plan's row whose replicas it scales.
         simulated_minutes: Length of the day, or of the trace.
         missed_minutes: Of those, the minutes in which an objective was missed.
@@ -133,10 +188,18 @@ class AutoscalingFile(Document):
         seeds: Of the simulated traffic.
     """
 
+    schema_version: int = Field(default=AUTOSCALING_SCHEMA, alias="schema")
     law: ScalingLaw
     cold_start: ColdStart
+    engine: SimulatedEngine
     row: str
     simulated_minutes: NotNegative
     missed_minutes: NotNegative
     gpu_hours: NotNegative
     seeds: tuple[int, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current(cls, values: Any) -> Any:
+        require_schema(values, AUTOSCALING_SCHEMA, again=PLAN_AGAIN)
+        return values

@@ -76,6 +76,20 @@ class Document(Strict):
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
+def require_schema(values: object, wanted: int, *, again: str) -> None:
+    """Refuse a document of another schema, before its keys are checked.
+
+    Args:
+        again: What to do, with the command that writes the document.
+
+    Raises:
+        ValueError: Its `schema` is not the wanted one.
+    """
+    found = values.get("schema", wanted) if isinstance(values, dict) else wanted
+    if found != wanted:
+        raise ValueError(f"schema {found} is of another version; {again}")
+
+
 def made_by(command: str) -> MadeBy:
     """Return the `made_by` value for a document written by `command`."""
     return MadeBy(command=command, version=version(DISTRIBUTION))

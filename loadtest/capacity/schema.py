@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from engines.files import Document, Strict
+from engines.autoscaling import PLAN_AGAIN
+from engines.files import Document, Strict, require_schema
 from engines.manifest import EngineManifest
 from loadtest.capacity.autoscaling import ScalingComparison
 from loadtest.capacity.day import Day
@@ -98,9 +99,7 @@ class CapacityPlan(Document):
     @model_validator(mode="before")
     @classmethod
     def _current(cls, values: Any) -> Any:
-        found = values.get("schema", PLAN_SCHEMA) if isinstance(values, dict) else PLAN_SCHEMA
-        if found != PLAN_SCHEMA:
-            raise ValueError(f"schema {found} is of another version; plan again: plan-capacity DEMAND --force")
+        require_schema(values, PLAN_SCHEMA, again=PLAN_AGAIN)
         return values
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,9 +13,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from engines.autoscaling import AutoscalingFile, ColdStart, ScalingLaw, Signal
+from engines.autoscaling import AutoscalingFile, ColdStart, ScalingLaw, Signal, simulated_engine
 from engines.errors import UserError
-from engines.files import Document, MadeBy, write_json
+from engines.files import Document, MadeBy, to_json, write_json
+from engines.manifest import EngineManifest
 from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
@@ -53,7 +53,13 @@ def _file(signal: Signal, controller: str = "hpa") -> AutoscalingFile:
     )
     cold = ColdStart(pending_s=120, loading_s=180, source="assumed")
     figures = {"simulated_minutes": 1440, "missed_minutes": 2, "gpu_hours": 74.1}
-    return AutoscalingFile(made_by=HEAD, law=law, cold_start=cold, row="h100 fp8", seeds=(0,), **figures)
+    engine = simulated_engine(_engine())
+    return AutoscalingFile(made_by=HEAD, law=law, cold_start=cold, engine=engine, row="h100", seeds=(0,), **figures)
+
+
+def _engine(**keys: Any) -> EngineManifest:
+    asked = resolve_recipe(None, keys)
+    return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 
 @pytest.fixture(scope="module")
@@ -169,21 +175,58 @@ def test_a_server_without_the_backends_metrics_is_refused(tmp_path: Path) -> Non
         read_law(tmp_path / "autoscaling.json", variant="llmapi")
 
 
+LIMITS = {"limits.max_batch_size": 384, "limits.max_num_tokens": 8192, "limits.max_seq_len": 4096}
+
+
 @pytest.mark.parametrize(
-    ("row", "refused"),
+    ("change", "text"),
     [
-        ("h100-sxm-80gb fp8 b384 t8192", False),
-        ("h100-sxm-80gb fp8 b384 t8192 evicting", False),
-        ("h100-sxm-80gb fp8 (artifacts/run)", False),
-        ("h100-sxm-80gb fp8 b768 t8192", True),
-        ("h100-sxm-80gb int8_sq b384 t8192", True),
-        ("a100-sxm-80gb fp8 b384 t8192", True),
+        ({"model": "qwen3-8b"}, "qwen3-8b of 8,190,735,360 parameters"),
+        ({"precision": "int8_sq"}, "precision int8_sq, kv_cache 16bit"),
+        ({"gpu": "a100-sxm-80gb", "precision": "bf16"}, "gpu a100-sxm-80gb, precision bf16, kv_cache 16bit"),
+        ({"kv_cache.format": "16bit"}, "kv_cache 16bit"),
+        ({"parallel.tensor": 2}, "tensor_parallel 2"),
+        ({"limits.max_batch_size": 768}, "max_batch_size 768"),
+        ({"limits.max_num_tokens": 4096}, "max_num_tokens 4096"),
+        ({"limits.max_seq_len": 8192}, "max_seq_len 8192"),
     ],
 )
-def test_a_law_of_another_engine_is_refused(row: str, *, refused: bool) -> None:
-    """A target belongs to the GPU, the precision and the batch limits that it was simulated with."""
-    asked = resolve_recipe(None, {})
-    engine = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
-    file = _file("in_flight").model_copy(update={"row": row})
-    with pytest.raises(UserError, match="its law was simulated with") if refused else nullcontext():
-        require_planned_engine(file, engine, path=Path("autoscaling.json"))
+def test_a_law_of_another_engine_is_refused(change: dict[str, Any], text: str) -> None:
+    """A target belongs to the engine that it was simulated with; the error names what differs, and nothing else."""
+    own = {"model": "llama-3-8b", "gpu": "h100-sxm-80gb", "precision": "fp8", **LIMITS}
+    planned, path = _engine(**own), Path("autoscaling.json")
+    file = _file("in_flight").model_copy(update={"engine": simulated_engine(planned)})
+    require_planned_engine(file, planned, path=path)
+    with pytest.raises(UserError, match="its law was simulated with ") as refused:
+        require_planned_engine(file, _engine(**own | change), path=path)
+    assert refused.value.message.endswith(f"; this repository's engine has {text}")
+
+
+def test_a_law_holds_for_other_weights_of_the_same_size() -> None:
+    """A fine-tuned model, or the folder of its checkpoint, has the same steps under another name."""
+    planned = _engine(model="llama-3-8b")
+    tuned = planned.model_copy(update={"model": planned.model.model_copy(update={"name": "mine"})})
+    file = _file("in_flight").model_copy(update={"engine": simulated_engine(planned)})
+    require_planned_engine(file, tuned, path=Path("autoscaling.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"schema": 1, "engine": None}, "schema 1 is of another version; plan again: plan-capacity DEMAND --force"),
+        ({"schema": "x"}, "schema x is of another version"),
+        ({"engine": None}, "engine"),
+        ({"engine": {}}, "missing key 'engine.model'"),
+        ({"engine": ["a"]}, "engine"),
+        ({"law": 5}, "law"),
+        ({"seeds": "many"}, "seeds"),
+    ],
+)
+def test_a_file_of_another_schema_or_type_is_refused(tmp_path: Path, change: dict[str, Any], text: str) -> None:
+    """In one line, with the command that writes it anew where it is an older one."""
+    path = tmp_path / "autoscaling.json"
+    path.write_text(json.dumps(json.loads(to_json(_file("queue"))) | change))
+    with pytest.raises(UserError) as refused:
+        read_law(path, variant="inflight_batcher_llm")
+    assert text in refused.value.message
+    assert "\n" not in refused.value.message

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engines.autoscaling import AutoscalingFile, ScalingLaw, ScalingRules, Signal
+from engines.autoscaling import AutoscalingFile, ScalingLaw, ScalingRules, Signal, simulated_engine
 from engines.errors import UserError
 from engines.files import read_json
 from engines.manifest import EngineManifest
 from triton_repo.deploy.rules import POD, Scaling
 
 MILLI = 1000
-_BATCH_LIMIT = re.compile(r"[bt]\d+")  # of a plan's row: max_batch_size and max_num_tokens
 WHOLE = 'model=~"ensemble|tensorrt_llm|tensorrt_llm_bls"'  # one of them takes each request whole
 DURATION, ACTIVE = "nv_inference_request_duration_us", "nv_trt_llm_request_metrics"
 BLOCKS, FIRST = "nv_trt_llm_kv_cache_block_metrics", "nv_inference_first_response_histogram_ms_bucket"
@@ -36,20 +34,17 @@ def read_law(path: Path, *, variant: str) -> AutoscalingFile:
 
 
 def require_planned_engine(found: AutoscalingFile, engine: EngineManifest, *, path: Path) -> None:
-    """Refuse a law that was simulated with an engine on another GPU, in another precision or with other batch limits.
-
-    Only what the plan's row states is compared: a row may be a measured run, which states no batch limits.
+    """Refuse a law that was simulated with another engine; other weights of the same size are none.
 
     Raises:
-        UserError: The row states another engine.
+        UserError: The model's size, the GPU, a format, the parallelism or a limit differs.
     """
-    words = found.row.split()
-    stated = [*words[:2], *(word for word in words[2:] if _BATCH_LIMIT.fullmatch(word))]
-    limits = {"b": engine.limits.max_batch_size, "t": engine.limits.max_num_tokens}
-    has = [engine.gpu.name, engine.precision.name, *(f"{word[0]}{limits[word[0]]}" for word in stated[2:])]
-    if stated != has:
+    has = simulated_engine(engine)
+    keys = found.engine.differences(has)
+    if keys:
         raise UserError(
-            f"{path}: its law was simulated with {' '.join(stated)}; this repository's engine is {' '.join(has)}",
+            f"{path}: its law was simulated with {found.engine.named(keys)}; this repository's engine has "
+            f"{has.named(keys)}",
             hint=f"build-engine --recipe {path.parent / 'recipe.yaml'} builds the plan's engine; or plan with this one",
         )
 

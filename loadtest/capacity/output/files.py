@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from engines.autoscaling import AutoscalingFile
+from engines.autoscaling import AutoscalingFile, simulated_engine
 from engines.files import to_json
 from engines.manifest import EngineManifest
 from engines.spec import is_accelerator_file, is_checkpoint_folder, resolve_gpu
@@ -40,8 +40,8 @@ def write_deployment_files(plan: CapacityPlan, folder: Path, target: Path) -> di
     files = {SCENARIO_NAME: _scenario(plan, folder, target)}
     if plan.engine is not None:
         files |= {RECIPE_NAME: _recipe(plan), SERVING_NAME: _serving(plan), CALIBRATE_NAME: _calibration(plan)}
-    if plan.scaling is not None:
-        files[AUTOSCALING_NAME] = to_json(_autoscaling(plan, plan.scaling))
+        if plan.scaling is not None:
+            files[AUTOSCALING_NAME] = to_json(_autoscaling(plan, plan.scaling, plan.engine))
     return files
 
 
@@ -94,7 +94,7 @@ def _speculative(plan: CapacityPlan, engine: EngineManifest) -> dict[str, Any]:
     return {"backend": engine.backend, "speculative": values | {"acceptance": list(found.acceptance)}}
 
 
-def _autoscaling(plan: CapacityPlan, scaling: ScalingComparison) -> AutoscalingFile:
+def _autoscaling(plan: CapacityPlan, scaling: ScalingComparison, engine: EngineManifest) -> AutoscalingFile:
     """Return the recommended control law, for `build-deployment --autoscaling`."""
     chosen = scaling.chosen
     return AutoscalingFile(
@@ -102,6 +102,7 @@ def _autoscaling(plan: CapacityPlan, scaling: ScalingComparison) -> AutoscalingF
         made_from=plan.made_from,
         law=chosen.law,
         cold_start=scaling.cold_start,
+        engine=simulated_engine(engine),
         row=plan.recommended or "",
         simulated_minutes=scaling.minutes,
         missed_minutes=chosen.day_missed_minutes,
