@@ -14,6 +14,7 @@ from engines.model_list import listed_models
 from loadtest.client.endpoint import Endpoint, tls_context
 from loadtest.client.http1 import CutError, ProtocolError, error_text
 from loadtest.client.http2 import GrpcSession, call_headers
+from loadtest.client.protocols import counts_are_exact
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.results import ServerFacts
 
@@ -66,6 +67,7 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
         time_scale=float(engine["emulator_time_scale"]) if emulated else 1.0,
         engine=engine.get("engine_name"),
         llm_api=llm_api,
+        counts_are_exact=counts_are_exact(endpoint),
         perf_metrics=bool(inputs & {"return_perf_metrics", "sampling_param_return_perf_metrics"}),
     )
     named = engine if llm_api else _parameters(preprocessing) if preprocessing else {}
@@ -104,7 +106,13 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
 
 def _measured(endpoint: Endpoint, url: str, model: str) -> ServerFacts:
     return ServerFacts(
-        url=url, protocol=endpoint.protocol, model=model, triton_version="-", emulated=False, time_scale=1.0
+        url=url,
+        protocol=endpoint.protocol,
+        model=model,
+        triton_version="-",
+        emulated=False,
+        time_scale=1.0,
+        counts_are_exact=counts_are_exact(endpoint),
     )
 
 

@@ -99,7 +99,7 @@ def summarize(
             sampled,
             time_scale=run.time_scale,
             kind=run.kind,
-            counts_are_exact=not run.server.protocol.startswith("openai"),
+            counts_are_exact=run.server.counts_are_exact,
             objectives=objectives,
             settles=settles(run),
             class_objectives=class_objectives(run),

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 
 from engines.errors import MissingError, UserError
 from engines.files import Document, Strict, parse_json, read_json, text_file, validate
@@ -168,6 +168,8 @@ class ServerFacts(Strict):
         llm_api: Whether it serves TensorRT-LLM's LLM API model, which takes text.
         perf_metrics: Whether the model can return its own timings with a reply (`return_perf_metrics`).
         kv_block_tokens: Tokens per KV cache block; None if not reported.
+        counts_are_exact: Whether each message of its protocol says how many tokens it has; if not, they are spread over
+            the messages by characters.
     """
 
     url: str
@@ -180,6 +182,15 @@ class ServerFacts(Strict):
     llm_api: bool = False
     perf_metrics: bool = False
     kv_block_tokens: int | None = None
+    counts_are_exact: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_runs(cls, values: Any) -> Any:
+        """Add what runs of 0.4.0 and earlier do not state: their protocols except OpenAI's counted each message."""
+        if not isinstance(values, dict) or "counts_are_exact" in values:
+            return values
+        return values | {"counts_are_exact": not str(values.get("protocol")).startswith("openai-")}
 
 
 class WorkerClock(Strict):

@@ -12,7 +12,7 @@ from loadtest.client.protocols.openai import OpenAiChat, OpenAiCompletions
 from loadtest.client.protocols.triton_http import ENGINE_MODEL, TritonHttp
 from loadtest.client.protocols.triton_llmapi import TritonLlmApi
 
-__all__ = ["key_in", "protocol_for", "takes_ids"]
+__all__ = ["counts_are_exact", "key_in", "protocol_for", "takes_ids"]
 
 
 def protocol_for(
@@ -54,6 +54,11 @@ def key_in(environment: Mapping[str, str], name: str) -> str | None:
             hint="the variable must contain exactly one key",
         )
     return key or None
+
+
+def counts_are_exact(endpoint: Endpoint) -> bool:
+    """Return whether each message of a reply says how many tokens it has; OpenAI's state their sum, at the end."""
+    return not endpoint.is_openai
 
 
 def takes_ids(endpoint: Endpoint, model: str) -> bool:

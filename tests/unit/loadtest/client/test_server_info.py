@@ -32,6 +32,7 @@ def test_an_openai_server_is_measured_unless_it_says_otherwise(serve: Callable[.
     plain = serve({"/gateway/v1/models": (200, MODELS)}, key="k")
     facts, tokenizer = server_facts(_endpoint(plain, base_path="/gateway/v1"), "u", "qwen", "k")
     assert (facts.emulated, facts.time_scale, tokenizer) == (False, 1.0, None)
+    assert not facts.counts_are_exact  # the API states a reply's tokens once, at its end
     emulated = serve({"/v1/models": (200, MODELS)}, {"X-Engine-Kind": "emulated; time-scale=4"})
     facts, _ = server_facts(_endpoint(emulated), "u", "qwen")
     assert (facts.emulated, facts.time_scale) == (True, 4.0)
@@ -78,7 +79,7 @@ def test_triton_says_what_its_engine_is(serve: Callable[..., int]) -> None:
     endpoint = _endpoint(serve(pages), "triton-http")
     facts, tokenizer = server_facts(endpoint, "u", "ensemble")
     assert (facts.triton_version, facts.emulated, facts.time_scale, facts.engine) == ("2.51.0", True, 4.0, "an engine")
-    assert (facts.perf_metrics, tokenizer) == (False, "/t")
+    assert (facts.perf_metrics, tokenizer, facts.counts_are_exact) == (False, "/t", True)
     assert server_facts(endpoint, "u", "tensorrt_llm")[0].perf_metrics
     with pytest.raises(MissingError, match="/v2/models/other/config"):
         server_facts(endpoint, "u", "other")

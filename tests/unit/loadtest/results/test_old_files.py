@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from loadtest.results import RunManifest, read_records
 from loadtest.scenario import Scenario
@@ -37,3 +40,18 @@ def test_records_of_an_earlier_version_are_read_and_written_alike(tmp_path: Path
     [found] = read_records(tmp_path)
     assert found.asked_tokens == 2
     assert found.model_dump_json() == RECORD
+
+
+@pytest.mark.parametrize(
+    ("protocol", "exact"),
+    [("triton-http", True), ("triton-grpc", True), ("-", True), ("openai-chat", False), ("openai-completions", False)],
+)
+def test_an_old_run_counted_tokens_as_its_protocol_did(protocol: str, *, exact: bool) -> None:
+    """It does not state whether its counts are exact; a run that does is believed, whatever its protocol is called."""
+    old = json.loads(manifest(level(1, 0.0, 1.0)).model_dump_json(by_alias=True))
+    assert old["server"].pop("counts_are_exact") is True
+    old["server"]["protocol"] = protocol
+    assert RunManifest.model_validate(old).server.counts_are_exact is exact
+    for stated in (True, False):
+        old["server"]["counts_are_exact"] = stated
+        assert RunManifest.model_validate(old).server.counts_are_exact is stated
