@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -174,12 +175,16 @@ class Resampler:
             sizes += np.bincount(self.unit[owner], minlength=self._units)
             sums += np.bincount(self.unit[owner], weights=values[part], minlength=self._units)
         total = np.maximum(self.weights @ sizes.astype(np.float32), 1.0).astype(np.float64)
-        found = {"mean": (self.weights.astype(np.float64) @ sums) / total}
+        found = {"mean": (self._precise_weights @ sums) / total}
         thresholds = self._thresholds(np.sort(values) if ordered is None else ordered, values, counts, sizes)
         below = self.weights @ self._counts_below(values, counts, thresholds)
         for name, share in PERCENTILES.items():
             found[name] = _inverted(below, thresholds, share * (total - 1) + 1)
         return found
+
+    @cached_property
+    def _precise_weights(self) -> Floats:
+        return self.weights.astype(np.float64)
 
     @property
     def _units(self) -> int:

@@ -11,7 +11,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,13 @@ _SPREADS = (
 )
 _STATISTICS = ("count", "mean", "min", "p50", "p90", "p95", "p99", "p999", "max")
 _AIPERF_PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+
+
+class _Repeated(NamedTuple):
+    """A column with the same word in every row."""
+
+    word: str
+    rows: int
 
 
 def write_exports(folder: Path, runs: Sequence[LoadedRun], summary: Summary, details: Sequence[RunDetail]) -> None:
@@ -137,8 +144,13 @@ def _array(pa: Any, values: Any) -> Any:
     """Return a column as Arrow's array, from its bytes: `pyarrow.array` would import pandas, for a quarter of a second.
 
     Args:
-        values: Numbers, masked where null; or words, None where null.
+        values: Numbers, masked where null; or words, None where null; or a repeated word.
     """
+    if isinstance(values, _Repeated):
+        word = values.word.encode()
+        offsets = np.arange(values.rows + 1, dtype=np.int32) * len(word)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(word * values.rows)]
+        return pa.Array.from_buffers(pa.string(), values.rows, buffers)
     if isinstance(values, list):
         words = [b"" if word is None else word.encode() for word in values]
         offsets = np.cumsum([0, *map(len, words)], dtype=np.int32)
@@ -174,8 +186,8 @@ def request_columns(run: LoadedRun) -> dict[str, Any]:
     }
     counts = ("prompt_tokens", "output_tokens", "asked_tokens", "cached_tokens", "bundled_tokens", "turn", "worker")
     return {
-        "run": [run.name] * len(found),
-        "kind": [run.manifest.kind] * len(found),
+        "run": _Repeated(run.name, len(found)),
+        "kind": _Repeated(run.manifest.kind, len(found)),
         "id": found.id,
         "level": found.level,
         "phase": _words(found.phase, PHASES),
@@ -204,7 +216,7 @@ def _gap_columns(run: LoadedRun) -> Any:
         row = chunk.row[1:][same]
         first = np.searchsorted(row, row, side="left")
         yield {
-            "run": [run.name] * len(row),
+            "run": _Repeated(run.name, len(row)),
             "id": run.columns.id[row],
             "token": np.arange(len(row)) - first + 1,
             "gap_s": (np.diff(chunk.time_s)[same] / scale).astype(np.float32),
