@@ -38,6 +38,7 @@ PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
 READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPIPE ended
 _AGAIN_AFTER_S = 0.05
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline: an error quotes a log's last lines
 _ERRNO = re.compile(r"\[Errno (\d+)\] ")
 _WIDEST = 1000  # columns; wider than any table
 
@@ -279,10 +280,14 @@ def _is_text(word: str) -> bool:
 
 
 def fail(command: str, message: str, hint: str | None) -> None:
-    """Print an error and its hint to stderr."""
-    print(f"{command}: error: {message}", file=sys.stderr)
+    """Print an error and its hint to stderr, with control characters of what they quote escaped."""
+    print(f"{command}: error: {_escaped(message)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {_escaped(hint)}", file=sys.stderr)
+
+
+def _escaped(text: str) -> str:
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def progress(text: str) -> None:

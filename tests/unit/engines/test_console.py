@@ -103,3 +103,11 @@ def test_hint_and_tool_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == (
         "do-thing: error: trtllm-build failed; exit status 2\n  | a\n  | b\nhint: read the log\n"
     )
+
+
+def test_a_quoted_text_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A server's or a file's words may have control characters: an error shows them."""
+    with pytest.raises(SystemExit):
+        _command(UserError("it said \x1b[2J\x9b\r\x07 \u00e9", hint="\x1b]0;a\x07")).main([])
+    said = capsys.readouterr().err
+    assert said == "do-thing: error: it said \\x1b[2J\\x9b\\r\\x07 \u00e9\nhint: \\x1b]0;a\\x07\n"
