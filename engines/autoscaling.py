@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from engines.files import Document, Strict, require_schema
+from engines.files import Document, Strict, one_line, require_schema
 from engines.manifest import EngineManifest
 
 # in_flight: requests in a server, its queue included; queue: of those, not yet in the batch; kv_used: share of the KV
@@ -20,6 +20,7 @@ PLAN_AGAIN = "plan again: plan-capacity DEMAND --force"
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Replicas = Annotated[int, Field(ge=1, le=2**31 - 1)]  # Kubernetes' int32
 # Kubernetes' default is 15 s. Simulations step by 15 or 5 s.
 SyncSeconds = Annotated[float, Field(ge=5, le=300, multiple_of=5)]
 
@@ -33,7 +34,7 @@ class Policy(Strict):
     """
 
     type: Literal["Pods", "Percent"]
-    value: Annotated[int, Field(ge=1)]
+    value: Replicas
     period_s: Annotated[int, Field(ge=1, le=1800)]
 
 
@@ -111,8 +112,8 @@ class ScalingLaw(Strict):
     controller: Controller
     signal: Signal
     target: Positive
-    min_replicas: Annotated[int, Field(ge=1)]
-    max_replicas: Annotated[int, Field(ge=1)]
+    min_replicas: Replicas
+    max_replicas: Replicas
     up: ScalingRules = DEFAULT_UP
     down: ScalingRules = DEFAULT_DOWN
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -154,8 +155,8 @@ class SimulatedEngine(Strict):
 
     def named(self, keys: list[str]) -> str:
         """Return some of its facts for a message."""
-        texts = [f"{key} {getattr(self, key)}" for key in keys if key != "parameters"]
-        model = [f"{self.model} of {self.parameters:,} parameters"] if "parameters" in keys else []
+        texts = [f"{key} {one_line(getattr(self, key))}" for key in keys if key != "parameters"]
+        model = [f"{one_line(self.model)} of {self.parameters:,} parameters"] if "parameters" in keys else []
         return ", ".join(model + texts)
 
 

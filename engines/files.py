@@ -76,6 +76,15 @@ class Document(Strict):
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
+def one_line(value: object, limit: int = 80) -> str:
+    """Return what a file or a server states as one line of limited length, for a message.
+
+    >>> one_line("a  b "), one_line("abc", 2)
+    ('a b', 'ab')
+    """
+    return " ".join(str(value).split())[:limit]
+
+
 def require_schema(values: object, wanted: int, *, again: str) -> None:
     """Refuse a document of another schema, before its keys are checked.
 
@@ -87,7 +96,7 @@ def require_schema(values: object, wanted: int, *, again: str) -> None:
     """
     found = values.get("schema", wanted) if isinstance(values, dict) else wanted
     if found != wanted:
-        raise ValueError(f"schema {found} is of another version; {again}")
+        raise ValueError(f"schema {one_line(found, 20)} is of another version; {again}")
 
 
 def made_by(command: str) -> MadeBy:

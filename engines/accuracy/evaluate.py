@@ -20,7 +20,7 @@ from engines.accuracy.harness import PACKAGE, Questions, Tasks, require_harness
 from engines.checkpoint import LoadedModel, load_corpus
 from engines.console import OPENAI_KEY
 from engines.errors import MissingError, ToolError, UserError
-from engines.files import write_json
+from engines.files import one_line, write_json
 from engines.http_fetch import fetch
 from engines.manifest import MANIFEST_NAME, AccuracyResult, EngineManifest, read_manifest
 from engines.model_list import listed_models
@@ -222,7 +222,7 @@ def _served(server: Server) -> dict[str, Any]:
         raise UserError(f"{server.url} serves {names}, not {server.model}", hint="name one with --model")
     length, engine = found.get("max_model_len"), found.get("engine")
     if length is not None and (type(length) is not int or length <= 0):
-        raise ToolError(f"{url}: max_model_len is {str(length)[:_SHOWN_BYTES]!r}, not a number of tokens")
+        raise ToolError(f"{url}: max_model_len is {one_line(length)!r}, not a number of tokens")
     if isinstance(engine, dict) and engine.get("kind") == "emulated":
         raise UserError(
             f"{server.url}: its engine is emulated and answers with made-up text, which has no accuracy",
@@ -257,8 +257,8 @@ def _json_from(url: str, body: dict[str, Any] | None = None, *, within_s: float)
         request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
         answer = fetch(request, limit_s=within_s, limit_bytes=_ANSWER_LIMIT_BYTES)
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            text = " ".join(answer.body[:_SHOWN_BYTES].decode(errors="replace").split())
-            raise ToolError(f"{url}: status {answer.status}: {text}")
+            text = answer.body[:_SHOWN_BYTES].decode(errors="replace")
+            raise ToolError(f"{url}: status {answer.status}: {one_line(text, _SHOWN_BYTES)}")
         found = json.loads(answer.body)
     except (OSError, ValueError, RecursionError) as error:
         raise ToolError(f"{url}: {error}", hint="check that the server is up and serves the OpenAI API") from error

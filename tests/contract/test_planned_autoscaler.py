@@ -12,6 +12,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from engines.autoscaling import AutoscalingFile, ColdStart, ScalingLaw, Signal, simulated_engine
 from engines.errors import UserError
@@ -202,6 +203,23 @@ def test_a_law_of_another_engine_is_refused(change: dict[str, Any], text: str) -
     assert refused.value.message.endswith(f"; this repository's engine has {text}")
 
 
+def test_what_differs_is_one_line() -> None:
+    """Whatever the file has in the place of a name."""
+    engine = _engine()
+    other = simulated_engine(engine).model_copy(update={"gpu": "a\nb" + "x" * 2000})
+    file = _file("in_flight").model_copy(update={"engine": other})
+    with pytest.raises(UserError, match=r"^[^\n]{,250}$"):
+        require_planned_engine(file, engine, path=Path("autoscaling.json"))
+
+
+@pytest.mark.parametrize("count", [0, 2**31, 10**400])
+def test_kubernetes_counts_are_int32(count: int) -> None:
+    """What its API refuses is not written."""
+    law = json.loads(to_json(_file("queue").law)) | {"max_replicas": count}
+    with pytest.raises(ValidationError):
+        ScalingLaw.model_validate(law)
+
+
 def test_a_law_holds_for_other_weights_of_the_same_size() -> None:
     """A fine-tuned model, or the folder of its checkpoint, has the same steps under another name."""
     planned = _engine(model="llama-3-8b")
@@ -215,6 +233,7 @@ def test_a_law_holds_for_other_weights_of_the_same_size() -> None:
     [
         ({"schema": 1, "engine": None}, "schema 1 is of another version; plan again: plan-capacity DEMAND --force"),
         ({"schema": "x"}, "schema x is of another version"),
+        ({"schema": "\n" + "x" * 2000}, f"schema {'x' * 20} is of another version"),
         ({"engine": None}, "engine"),
         ({"engine": {}}, "missing key 'engine.model'"),
         ({"engine": ["a"]}, "engine"),
