@@ -143,6 +143,8 @@ def _exchange(url: str, data: bytes | None, headers: Mapping[str, str], limit_s:
             connection.request("GET" if data is None else "POST", path, data, dict(headers))
             reply = connection.getresponse()
             body = reply.read()
+        except TimeoutError:  # of one read, no sooner than the limit of all
+            is_late.set()
         except (OSError, HTTPException):
             if not is_late.is_set():
                 raise
