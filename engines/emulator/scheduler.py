@@ -168,13 +168,16 @@ def admissible(
     spare = pool.available - pool.reserved
     gate = ReuseGate(pending, pool) if pool.reuse else None
     draft_tokens, blocks_for = settings.draft_tokens, pool.blocks_for
-    for sequence in pending:
+    waiting = iter(pending)
+    for sequence in waiting:
         if not sequence.has_blocks:
             if gate and gate.holds_back(sequence):
                 continue
             spare -= blocks_for(sequence.final_tokens + draft_tokens)
-        if sequence.has_blocks or spare >= 0:
-            yield sequence
+            if spare < 0:
+                break
+        yield sequence
+    yield from (sequence for sequence in waiting if sequence.has_blocks)
 
 
 class ReuseGate:
