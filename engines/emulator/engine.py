@@ -11,6 +11,7 @@ from engines.emulator.acceptance import Acceptance
 from engines.emulator.admission import Estimate
 from engines.emulator.blocks import KvPool
 from engines.emulator.growth import DrawnGrowth, Growth, SteadyGrowth
+from engines.emulator.lines import DecodeLines
 from engines.emulator.request import (
     BatcherSettings,
     BatcherState,
@@ -22,9 +23,7 @@ from engines.emulator.request import (
     TokenEvent,
 )
 from engines.emulator.scheduler import Chunk, Iteration, Sequence, admissible, pack
-from engines.steptime import DecodeLine, StepShape, StepTime, attended_tokens
-
-_NO_LINE = (1, DecodeLine(0.0, 0.0, 0.0))  # a line that is valid nowhere
+from engines.steptime import StepShape, StepTime, attended_tokens
 
 
 class Batcher:
@@ -63,8 +62,7 @@ class Batcher:
         self._estimate = None if settings.new_token_ratio is None else Estimate(settings.new_token_ratio)
         self._draft_steps = self._accepted = 0
         self._ends: list[tuple[int, int]] = []  # heap of (last index, order)
-        # By number of sequences: the latest line, and before it the context at which it was computed.
-        self._lines: dict[int, tuple[int, DecodeLine]] = {}
+        self._lines = DecodeLines(step_time)
         self._longest_prompt = settings.longest_prompt_tokens
         self._longest_sequence = settings.longest_sequence_tokens
         self._latest = StepShape()
@@ -142,7 +140,7 @@ class Batcher:
         max_steps = self._first_end() - self._index + 1
         if self.settings.policy == "max_utilization":
             max_steps = self._growth.steps_in_memory(self._index, self._pool.available, max_steps)
-        base_s, slope_s, valid_to = self._line(count, context)
+        base_s, slope_s, valid_to = self._lines.at(count, context)
         seconds = base_s + slope_s * context
         end_s = now_s + seconds
         ends_s = [end_s]
@@ -248,15 +246,6 @@ class Batcher:
         self._grow()
         self._onboarded = 0
         return self._start_chunks() if self._pending else []
-
-    def _line(self, count: int, context_tokens: int) -> DecodeLine:
-        """Return the decode line at a point: the cached one for this number of sequences while it is valid there."""
-        known_from, line = self._lines.get(count, _NO_LINE)
-        if not known_from <= context_tokens <= line.valid_to_context_tokens:
-            found = self.step_time.decode_line(count, context_tokens)
-            self._lines[count] = (context_tokens, found)
-            return found
-        return line
 
     def _fetch(self) -> None:
         """Move requests from the queue to the active set, in order, while there is a slot."""
