@@ -192,9 +192,10 @@ class Observations:
             rate_per_s: Offered rate, after the stretch.
             is_steady: Whether the number of requests in flight should be stationary; not if replicas come or go.
         """
-        present = ["", *sorted(set(self._whole().names.tolist()) - {""})]
+        present = set(self._whole().names.tolist()) & set(objectives)
         levels = {
-            name: self.level(name, objectives.get(name), rate_per_s=rate_per_s, stretch=stretch) for name in present
+            name: self.level(name, objectives.get(name), rate_per_s=rate_per_s, stretch=stretch)
+            for name in ["", *sorted(present - {""})]
         }
         verdicts = [
             verdict._replace(objective=objective_of(name, verdict.objective))
