@@ -51,7 +51,11 @@ class SearchOptions(NamedTuple):
 
 @dataclass(slots=True)
 class Searched:
-    """Results of every candidate's own search, and the rows made from them."""
+    """Results of every candidate's own search, and the rows made from them.
+
+    Attributes:
+        is_brief: Search only what each row costs: it is never shown.
+    """
 
     demand: Demand
     folder: Path
@@ -60,6 +64,7 @@ class Searched:
     market: Market
     found: list[tuple[Candidate, ReplicaCapacity | None]]
     rows: list[Row]
+    is_brief: bool = False
 
     def candidate(self, name: str) -> Candidate:
         """Return a row's candidate."""
@@ -85,6 +90,7 @@ class Searched:
             self.folder,
             self.shape,
             candidate.interval,
+            is_brief=self.is_brief,
             enough_per_s=self.enough_per_s,
         )
 
@@ -279,7 +285,7 @@ def smaller_gpu(searched: Searched, best: Row, head: Document, options: SearchOp
     other = (
         searched
         if searched.demand.limits.is_any_gpu
-        else Searched(demand, searched.folder, searched.curve, searched.shape, searched.market, [], [])
+        else Searched(demand, searched.folder, searched.curve, searched.shape, searched.market, [], [], is_brief=True)
     )
     other.add([(each, None) for each in open_ones if each.refused is not None and each.run is None])
     _search_all(other, [each for each in open_ones if each.refused is None and each.run is None], options)

@@ -76,15 +76,23 @@ def _longer(task: Task, ratio: float, row: Row) -> Task:
     shape = task.shape._replace(
         mean_osl=task.shape.mean_osl * ratio, longest_osl=max(1, round(task.shape.longest_osl * ratio))
     )
-    start_per_s = None if row.rate_per_s is None else row.rate_per_s / ratio
+    start_per_s = _start_per_s(row, ratio)
     return task._replace(
         demand=demand.model_copy(update={"scale": scale}), manifest=manifest, shape=shape, start_per_s=start_per_s
     )
 
 
+def _start_per_s(row: Row, slower: float) -> float | None:
+    """Return where the search of a replica begins that takes `slower` times as long; None: at the closed form.
+
+    A rate that is only a lower bound, because no more was needed, says little about the replica.
+    """
+    return None if row.rate_per_s is None or row.is_lower_bound else row.rate_per_s / slower
+
+
 def _doubled(task: Task, row: Row) -> Task:
     slow = task.interval.slow
-    start_per_s = None if row.rate_per_s is None else row.rate_per_s / slow.step
+    start_per_s = _start_per_s(row, slow.step)
     worse = task.interval._replace(slow=Slowdown(slow.step**2, slow.host**2))
     return task._replace(interval=worse, start_per_s=start_per_s)
 

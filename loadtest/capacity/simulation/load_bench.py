@@ -32,6 +32,7 @@ TAIL_LIVES = 4.0  # mean request durations for which the load continues, so that
 MIN_IN_WINDOW = 800
 IDLE_REQUESTS = 200  # each alone on the engine: enough for a p95 within about one percent of requests
 RELIEF_WINDOWS = 2
+GLIMPSE = 0.25  # of a window: ranks the objectives of a load whose figures nobody reads
 
 
 class Interval(NamedTuple):
@@ -147,12 +148,12 @@ class LoadBench:
         """Return the approximate number of requests in flight at a load."""
         return max(1, min(math.ceil(rate_per_s * self.life_s(rate_per_s)), self.steady.sequences or 1))
 
-    def sample(self, rate_per_s: float, window: int, *, slower: float = 1.0) -> TrafficSample:
-        """Return one window of a load."""
+    def sample(self, rate_per_s: float, window: int, *, slower: float = 1.0, share: float = 1.0) -> TrafficSample:
+        """Return one window of a load, or only the first `share` of its measured part."""
         manifest = self.task.manifest
         life_s = min(self.life_s(rate_per_s * slower) * slower, (self.steady.sequences or 1) / rate_per_s)
         use = min(1.0, rate_per_s * slower / self.bound_per_s)
-        needed = max(self.requests(rate_per_s * slower) / WINDOWS, MIN_IN_WINDOW * use)
+        needed = share * max(self.requests(rate_per_s * slower) / WINDOWS, MIN_IN_WINDOW * use)
         spec = SampleSpec(
             rate_per_s,
             measure_s=needed / rate_per_s,
@@ -189,6 +190,13 @@ class LoadBench:
         if stretch not in load.result:
             load.result[stretch] = load.observations.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
         return load.result[stretch]
+
+    def glimpse(self, rate_per_s: float, slowdown: Slowdown) -> RateResult:
+        """Simulate a load briefly: its objectives are ranked, but one near its limit is not decided."""
+        base, slow, stretch = self._resolved(rate_per_s, slowdown)
+        sample = self.sample(base, 0, slower=slow.step, share=GLIMPSE)
+        found = simulate(self.task.manifest, [sample], slowdown=slow)
+        return found.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
 
     def idle(self, slowdown: Slowdown) -> RateResult:
         """Return the result of requests that are alone on the engine."""

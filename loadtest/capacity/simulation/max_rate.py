@@ -229,14 +229,15 @@ def _search(bench: LoadBench, probes: _Probes, start_per_s: float, tolerance: fl
 def _first_beyond(bench: LoadBench, slowdown: Slowdown, rate_per_s: float | None) -> str | None:
     """Return the objective that is missed first above a load that meets them all; None if none is missed.
 
-    The loads tried name the objective only; the replica's highest load stays unknown, because nobody needs it.
+    The loads tried name the objective only; the replica's highest load stays unknown, because nobody needs it. Each is
+    therefore simulated briefly.
     """
     if rate_per_s is None or bench.task.is_brief:
         return None
     max_per_s = BEYOND * bench.bound_per_s / slowdown.step
     rate = max(rate_per_s * GROWTH, START_RATIO * bench.bound_per_s / slowdown.step)
     while rate < max_per_s * GROWTH:
-        result = bench.verdict(rate, slowdown)
+        result = bench.glimpse(rate, slowdown)
         if not result.met:
             return _first(result)
         rate *= GROWTH

@@ -95,6 +95,20 @@ def test_one_idle_request_decides_what_no_load_can_keep() -> None:
     assert found.promised.limited_by == "ttft_s p90"
 
 
+@pytest.mark.parametrize("objectives", [{"ttft_s": {"p90": 0.5}, "itl_s": {"p99": 0.015}}, {"ttft_s": {"p90": 0.5}}])
+def test_what_fails_first_is_named_beyond_what_is_needed(objectives: dict[str, Any]) -> None:
+    """An engine that carries far more than is needed names the objective that a search to its limit ends at."""
+    task = task_of(
+        demand(objectives=objectives),
+        engine(**{"limits.max_batch_size": 32, "limits.max_num_tokens": 2048}),
+        is_brief=False,
+    )
+    limit, needed = max_rate_of(task), max_rate_of(task._replace(enough_per_s=0.5))
+    assert needed.rate_per_s == 0.5
+    assert limit.promised.limited_by is not None
+    assert needed.promised.limited_by == limit.promised.limited_by
+
+
 def test_an_idle_engine_within_the_limit_carries_something() -> None:
     """TTFT p95 150 ms at 1,000 tokens: an engine that takes a fifth of that when idle carries something."""
     lengths = {"isl": 1000, "osl": 100}
