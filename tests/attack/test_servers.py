@@ -28,6 +28,10 @@ ANSWERS = {
     "a chunk of 2**64 bytes": OK + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{}",
     "a chunk without a size": OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     "less than its length": OK + b"Content-Length: 1000\r\n\r\n{}",
+    "a header of 1 MB": OK + b"X: " + b"y" * (1 << 20) + b"\r\n\r\n{}",
+    "1,000 headers": OK + b"X: y\r\n" * 1000 + b"\r\n{}",
+    "half a header": OK + b"Content-Le",
+    "control characters": b"HTTP/1.1 500 No\r\n\r\n\x1b[2J\r\n\x1b]0;a\x07 error: b",
     "a status of letters": b"HTTP/1.1 abc OK\r\n\r\n",
     "a redirection to nowhere": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n",
     "models without names": OK + b'Content-Length: 32\r\n\r\n{"data": [{"id": 7}, {"id": 7}]}',
@@ -70,6 +74,7 @@ def _refused(name: str, answer: bytes, manner: str, victims: Victims, examples: 
     COUNTED["cases"] += 1
     assert ended.status in {1, 2}, ended
     assert ended.broken(command) is None, ended
+    assert "\x1b" not in ended.said, ended
     assert not (examples / "out").exists()
 
 

@@ -244,7 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
             _probe(control, options.once) if options.do == "probe" else _drain(control, options.before, options.within)
         )
     except (ControlError, OSError) as error:
-        sys.stderr.write(f"{options.do}: {error}\n")
+        text = str(error).encode("unicode_escape").decode()  # one line, without control characters
+        sys.stderr.write(f"{options.do}: {text}\n")
         return 1
 
 

@@ -114,7 +114,7 @@ def test_a_call_is_limited_as_a_whole(
         (b"", "closed connection"),
         (b"garbage\r\n", "garbage"),
         (OK + b"X: " + b"y" * (1 << 20) + b"\r\n\r\n", "header line"),
-        (b"HTTP/1.1 401 No\r\n\r\nkey", "HTTP 401: key"),
+        (b"HTTP/1.1 401 No\r\n\r\nkey\n\x1b[2J", "HTTP 401: key"),
         *((OK + b"\r\n" + body, "not a list of models") for body in (b"", b"5", b"[5]", b"[{}]", b"{", b"[" * 100_000)),
         *(
             (OK + b"\r\n" + body, "not a list of models")
@@ -129,7 +129,9 @@ def test_a_wrong_answer_is_one_line(
     (tmp_path / "key").write_text("secret")
     url = "http://" + answering([answer]).rstrip("/")
     assert main(["drain", "--url", url, "--key-file", str(tmp_path / "key")]) == 1
-    assert capsys.readouterr().err.startswith(f"drain: {url}/v2/repository/index: ")
+    said = capsys.readouterr().err
+    assert said.startswith(f"drain: {url}/v2/repository/index: ")
+    assert said.rstrip("\n").isprintable()
     with pytest.raises(ControlError, match=reason):
         Control("http://" + answering([answer]).rstrip("/"), "").states()
 
