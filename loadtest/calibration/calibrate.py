@@ -108,7 +108,7 @@ def _document(
 ) -> Calibration:
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
-    prior = request.prior
+    prior = request.prior(best.waves)
     parameters = _parameters(fitted, request, best.waves)
     basis = np.concatenate(list(held_out_logs.values())) if held_out_logs else errors
     host = host_of(fitted.logs)
@@ -154,7 +154,7 @@ def _document(
 
 def _parameters(fitted: Fitted, request: Request, waves: Waves) -> list[FittedParameter]:
     """Return every parameter that has an effect, with its confidence interval."""
-    prior = request.prior
+    prior = request.prior(waves)
     without = {"wave_tail"} if waves == SPLIT else set()
     without |= {"measured_rounds"} if request.generator.start == "staggered" else set()
     deviations = np.sqrt(np.diag(fitted.covariance))

@@ -54,7 +54,7 @@ PARAMETERS = (
     Parameter("request_s", 1e-3, 1.0, False, "serial host time per request before the engine, seconds"),
     Parameter("latency_s", 2e-3, 1.0, False, "parallel latency per request, in addition, seconds"),
     Parameter("stream_token_s", 2e-5, 1.0, False, "minimum time between output tokens, over all replies, seconds"),
-    # From p95 and mean TTFT of the served Llama-3-8B tables; fitted to each alone: 15 (H100), 13 (A100).
+    # From p95 and mean TTFT of the served Llama-3-8B tables; fitted to each alone: 13 (H100), 9 (A100).
     Parameter(
         "measured_rounds", 12.0, 0.7, False, "replies of each user that a table's means cover, its first included"
     ),
@@ -75,6 +75,10 @@ PRIOR = Prior(
     np.log([parameter.expected for parameter in PARAMETERS]), np.array([parameter.spread for parameter in PARAMETERS])
 )
 PROFILE_SPREAD = 0.7  # largest spread of a profile's values: deployments of one engine differ less than any two
+# Spread of `kv_ratio` between kernels that read the cache equally often: engines whose attention is split along the
+# context need 0.95 to 1.03 of the source's time (engine_profiles.yaml). In waves, the query heads of a group each read
+# the cache, side by side, and the L2 cache serves some of them: one read or all of them, or any number between.
+KV_SPREAD = 0.3
 
 
 # On a CPU the server's own processes share the cores with the arithmetic, so its host times differ from those that
@@ -86,38 +90,46 @@ CPU_HOST = {"iteration_s": 3e-3, "sequence_s": 3e-4, "prompt_s": 2e-3}
 CPU_HOST_SPREAD, CPU_RATIO_SPREAD, MEASURED_RATIO_SPREAD = 1.0, 0.6, 0.1
 
 
-def prior_of(profile: EngineProfile | None, *, gpu: GpuSpec | None = None) -> Prior:
+def prior_of(profile: EngineProfile | None, waves: Waves, *, gpu: GpuSpec) -> Prior:
     """Return the prior of an engine profile and its server; parameters it does not state keep the general prior.
 
     Args:
+        waves: How decode attention fills the GPU.
         gpu: What the server runs on; a CPU has a prior of its own for the engine's steps.
     """
-    prior = _prior_of_profile(profile)
-    if gpu is None or gpu.device == "gpu":
-        return prior
-    expected, spread = prior.expected.copy(), prior.spread.copy()
-    for place, parameter in enumerate(PARAMETERS):
-        if parameter.name in CPU_HOST:
-            expected[place], spread[place] = math.log(CPU_HOST[parameter.name]), CPU_HOST_SPREAD
-        elif parameter.name in {"weights_ratio", "gemm_ratio"} and gpu.products:
-            expected[place], spread[place] = 0.0, MEASURED_RATIO_SPREAD
-        elif parameter.step:
-            spread[place] = max(spread[place], CPU_RATIO_SPREAD)
-    return Prior(expected, spread)
+    expected, spread = PRIOR.expected.copy(), PRIOR.spread.copy()
+    if gpu.device == "gpu":
+        of_reads = math.log(waves.reads)  # one to all of them, each number of them as likely
+        expected[PLACE["kv_ratio"]] = -of_reads / 2
+        spread[PLACE["kv_ratio"]] = math.hypot(KV_SPREAD, of_reads / math.sqrt(12))
+    prior = _of_profile(profile, Prior(expected, spread))
+    return prior if gpu.device == "gpu" else _on_cpu(prior, gpu)
 
 
-def _prior_of_profile(profile: EngineProfile | None) -> Prior:
+def _of_profile(profile: EngineProfile | None, prior: Prior) -> Prior:
     if profile is None:
-        return PRIOR
+        return prior
     said = loaded(profile.factors, profile.host).model_dump() | profile.host.model_dump(
         include={"request_s", "latency_s", "stream_token_s"}
     )
-    expected, spread = PRIOR.expected.copy(), PRIOR.spread.copy()
+    expected, spread = prior.expected.copy(), prior.spread.copy()
     for place, parameter in enumerate(PARAMETERS):
         value = said.get(parameter.name, 0.0)
         if value > 0 and parameter.name != "wave_tail":  # two GPUs with one engine end their waves differently
             expected[place] = math.log(value)
             spread[place] = min(spread[place], PROFILE_SPREAD)
+    return Prior(expected, spread)
+
+
+def _on_cpu(prior: Prior, cpu: GpuSpec) -> Prior:
+    expected, spread = prior.expected.copy(), prior.spread.copy()
+    for place, parameter in enumerate(PARAMETERS):
+        if parameter.name in CPU_HOST:
+            expected[place], spread[place] = math.log(CPU_HOST[parameter.name]), CPU_HOST_SPREAD
+        elif parameter.name in {"weights_ratio", "gemm_ratio"} and cpu.products:
+            expected[place], spread[place] = 0.0, MEASURED_RATIO_SPREAD
+        elif parameter.step:
+            spread[place] = max(spread[place], CPU_RATIO_SPREAD)
     return Prior(expected, spread)
 
 

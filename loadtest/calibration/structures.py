@@ -15,7 +15,7 @@ from engines.spec import EngineProfile
 from engines.steptime import step_time_for
 from loadtest.calibration.fit import Fitted, Known, fit
 from loadtest.calibration.measured_points import Point
-from loadtest.calibration.parameters import SPLIT, Array, Prior, Waves, prior_of
+from loadtest.calibration.parameters import PLACE, SPLIT, Array, Prior, Waves, prior_of
 from loadtest.calibration.trial import FitContext, observe
 
 MANY_POINTS = 16  # with more points than this, structures are compared on every second point
@@ -42,10 +42,9 @@ class Request:
     measured_on: str = "measured"
     profile: EngineProfile | None = None
 
-    @property
-    def prior(self) -> Prior:
-        """Prior of the deployment: its engine profile's, if it has one, on what the server runs on."""
-        return prior_of(self.profile, gpu=self.manifest.gpu)
+    def prior(self, waves: Waves) -> Prior:
+        """Return the prior of the deployment: its engine profile's, if it has one, on what the server runs on."""
+        return prior_of(self.profile, waves, gpu=self.manifest.gpu)
 
     @property
     def mixed_kv_reads(self) -> float:
@@ -91,7 +90,8 @@ def fit_context_of(request: Request, structure: Structure) -> FitContext:
     # Without the engine profile's factors and host times: they are part of the prior.
     bare = StepTimeChoice(source=request.manifest.step_time.source)
     source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
-    return FitContext(settings, source, request.generator, structure.waves, request.prior, request.mixed_kv_reads)
+    prior = request.prior(structure.waves)
+    return FitContext(settings, source, request.generator, structure.waves, prior, request.mixed_kv_reads)
 
 
 def predicted_logs(request: Request, structure: Structure, logs: Array, points: Sequence[Point]) -> Array:
@@ -129,8 +129,10 @@ def _compared(request: Request, points: Sequence[Point]) -> tuple[Structure, dic
     changes += [({"max_num_tokens": each}, _NEAR) for each in budgets[:-1]]
     for change, trials in changes:
         structure, found = best._replace(**change), tried[best]
-        context = fit_context_of(request, structure)
-        other = fit(context, points, trials=trials, start=found.logs, cost_to_beat=found.cost)
+        context, start = fit_context_of(request, structure), found.logs.copy()
+        if structure.waves != best.waves:  # the factor is on other reads
+            start[PLACE["kv_ratio"]] = context.prior.expected[PLACE["kv_ratio"]]
+        other = fit(context, points, trials=trials, start=start, cost_to_beat=found.cost)
         tried[structure] = other
         if other.cost < found.cost:
             best = structure

@@ -1,0 +1,57 @@
+"""What is expected of a deployment before any point is seen."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from engines.spec import engine_profile_named, gpu_named
+from loadtest.calibration.parameters import PLACE, PRIOR, SPLIT, Waves, prior_of
+
+GPU = gpu_named("h100-sxm-80gb")
+CPU = GPU.model_copy(update={"name": "made up", "device": "cpu"})
+IN_WAVES = Waves(4.125, 4.0)
+KV = PLACE["kv_ratio"]
+
+
+def _deviations(kv_ratio: float, waves: Waves) -> float:
+    """Return how many standard deviations a factor on reading the cache is from what is expected."""
+    prior = prior_of(None, waves, gpu=GPU)
+    return float(abs(math.log(kv_ratio) - prior.expected[KV]) / prior.spread[KV])
+
+
+def test_only_what_split_engines_are_known_to_need_is_likely_of_split_attention() -> None:
+    """Those engines are within a fraction of the spread; blocks in waves, taken for split attention, are far out."""
+    for name in ("vllm-v1", "sglang"):
+        assert _deviations(engine_profile_named(name).factors.kv_ratio, SPLIT) < 0.2
+    assert _deviations(2.4, SPLIT) > 2.5
+
+
+def test_in_waves_a_group_reads_the_cache_once_or_once_a_head() -> None:
+    """Four heads: all four reads, or one and three from the L2 cache, are as far from what is expected."""
+    assert _deviations(1.0, IN_WAVES) == pytest.approx(_deviations(0.25, IN_WAVES))
+    assert 1.0 < _deviations(1.0, IN_WAVES) < 2.0
+    assert _deviations(engine_profile_named("nim-2024").factors.kv_ratio, IN_WAVES) < 1.0
+
+
+def test_a_group_of_one_head_has_no_reads_to_share() -> None:
+    """Without groups, the cache is read as often in waves as split."""
+    alone, split = (prior_of(None, waves, gpu=GPU) for waves in (Waves(4.125, 1.0), SPLIT))
+    assert alone.expected.tolist() == split.expected.tolist()
+    assert alone.spread.tolist() == split.spread.tolist()
+
+
+def test_the_choice_of_attention_changes_nothing_else() -> None:
+    """Every other parameter is expected as it is of any engine, and with an engine named, this one is the engine's."""
+    split, in_waves = (prior_of(None, waves, gpu=GPU) for waves in (SPLIT, IN_WAVES))
+    for one, other in ((split.expected, in_waves.expected), (split.spread, in_waves.spread)):
+        assert np.flatnonzero(one != other).tolist() == [KV]
+    nim = engine_profile_named("nim-2024")
+    assert math.exp(prior_of(nim, IN_WAVES, gpu=GPU).expected[KV]) == pytest.approx(nim.factors.kv_ratio)
+
+
+def test_a_cpu_has_no_waves_to_tell_from() -> None:
+    """There attention is never in waves, and its factor keeps the spread of any engine's."""
+    assert prior_of(None, SPLIT, gpu=CPU).spread[KV] == PRIOR.spread[KV]
