@@ -88,6 +88,7 @@ class Trial:
         first_wave: Number of the latter.
         spans: First and last iteration of each of them; two of shape (requests,).
         times: When each of them was sent, and when its first and its last token left; three of shape (requests,).
+        later_ends_s: If there is a first wave: when each reply after it ended, measured or not, in order.
         figures: Tokens/s, ITL and TTFT.
         cycle_s: Seconds in which every user gets one reply.
         unfinished_s: Part of them that replies in progress at the end took.
@@ -106,6 +107,7 @@ class Trial:
     figures: tuple[float, float, float] = field(init=False)
     cycle_s: float = field(init=False)
     unfinished_s: float = 0.0
+    later_ends_s: Array = field(init=False)
 
     def __post_init__(self) -> None:
         """Run the simulation."""
@@ -123,7 +125,9 @@ class Trial:
         )
         done = [ended for ended in self.server.run() if ended.outcome == "ok"]
         steady = [ended for ended in done if ended.sent.turn.phase == "measure"]
-        first = [ended for ended in done if ended.sent.sent_s == self.server.begin_s] if self._has_first_wave() else []
+        begin_s = self.server.begin_s
+        first = [ended for ended in done if ended.sent.sent_s == begin_s] if self._has_first_wave() else []
+        later = [ended for ended in done if ended.sent.sent_s > begin_s] if first else []
         self.ended, self.first_wave = steady + first, len(first)
         self.weights = weights_of(len(steady), len(first), self._share())
         self.spans = (
@@ -131,6 +135,7 @@ class Trial:
             _whole(ended.spans[-1][1] for ended in self.ended),
         )
         sent_s, left_s = np.array([ended.sent.sent_s for ended in self.ended]), self.server.left_s
+        self.later_ends_s = np.sort(left_s[_whole(ended.spans[-1][1] for ended in later)])
         self.times = sent_s, left_s[self.spans[0]], left_s[self.spans[1]]
         self.figures, self.cycle_s = self._figures()
 
@@ -232,7 +237,7 @@ class Trial:
             cycle_s = float(last.max() - sent.min())
         else:
             if self.first_wave:
-                self.unfinished_s = self._share() * unfinished_s(np.sort(last), point.concurrency)
+                self.unfinished_s = self._share() * unfinished_s(self.later_ends_s, point.concurrency)
             cycle_s = float(self.weights @ (last - sent)) + self.unfinished_s
             cycle_s += TURNAROUND_S if point.load == "concurrency" else 0.0
         return (point.concurrency * point.osl / cycle_s, max(itl_s, 1e-12), ttft_s), cycle_s

@@ -12,6 +12,7 @@ from engines.calibration import LoadGenerator
 from engines.emulator import BatcherSettings
 from engines.spec import PlacedModel, gpu_named, model_named
 from engines.steptime.roofline import Roofline
+from loadtest.calibration.first_wave import unfinished_s
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import PLACE, PRIOR, Array
 from loadtest.calibration.trial import FitContext, Trial, observe
@@ -67,6 +68,34 @@ def test_replies_under_way_at_the_end_cost_tokens_per_second(context: FitContext
     request_s = float(trial.weights @ (last - sent))
     assert 0 < trial.unfinished_s < request_s / 4
     assert CROWD.concurrency * CROWD.osl / trial.figures[0] == pytest.approx(request_s + trial.unfinished_s, rel=0.02)
+
+
+def test_every_reply_after_the_first_counts_at_the_end(context: FitContext) -> None:
+    """Of two users in step, T between their replies and d apart, a reply is in progress for d (T - d) / T on average.
+
+    The one who begins a second reply while the other warms up has that reply counted, too: each pair of ends has both.
+    """
+    trial = Trial(context, CROWD._replace(concurrency=2), _logs(4.0))
+    gaps_s = np.diff(trial.later_ends_s)
+    apart_s, pause_s = gaps_s[0], gaps_s[1]
+    assert 0 < apart_s < 0.02 * pause_s
+    assert gaps_s == pytest.approx([apart_s, pause_s, apart_s, pause_s], rel=1e-6)
+    mean_s = apart_s * pause_s / (apart_s + pause_s)
+    assert unfinished_s(trial.later_ends_s[1:], 2) == pytest.approx(mean_s)  # over a whole cycle
+    assert trial.unfinished_s == pytest.approx(mean_s / 4, rel=0.3)
+
+
+@pytest.mark.parametrize("users", [1, 2, 8])
+def test_slopes_by_factors_are_those_of_the_figures(context: FitContext, users: int) -> None:
+    """What is unfinished at the end grows with the replies: so say the derivatives, and so does moving the factors."""
+    logs, point = _logs(4.0), CROWD._replace(concurrency=users)
+    slopes = Trial(context, point, logs, keep_steps=True).slopes()
+    for name in ("weights_ratio", "kv_ratio", "iteration_s", "sequence_s"):
+        step = np.zeros_like(logs)
+        step[PLACE[name]] = 0.02
+        moved = (observe(context, point, logs + step) - observe(context, point, logs - step)) / 0.04
+        assert slopes[:, PLACE[name]] == pytest.approx(moved, abs=0.005), name
+        assert abs(moved[0]) > 5e-4, name
 
 
 def test_slopes_by_rounds_are_those_of_the_figures(context: FitContext) -> None:
