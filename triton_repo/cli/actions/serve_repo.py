@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ def run(repository: Path, **flags: Any) -> None:
         made_by=made_by(console.command_line("serve-repo")),
         progress=console.progress,
     )
-    _attend(repository, record, flags, twin=manifest.variant == "trtllm_serve")
+    _attend(repository, record, flags)
 
 
 def _require_different_ports(flags: dict[str, Any]) -> None:
@@ -130,9 +131,9 @@ def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) ->
 def _show_front(front: FrontRecord, manifest: RepositoryManifest, model: str | None) -> None:
     console.show(f"OpenAI-compatible: {front.url}/v1, log: {front.log}")
     if manifest.variant == "trtllm_serve":
-        name = model or manifest.engine.model.name
         console.show(f"trtllm-serve's metrics (emulated): {front.url}/prometheus/metrics and {front.url}/metrics")
-        console.show(f"next: run-load --url {front.url} --protocol openai-completions --model {name}")
+    name = shlex.quote(model or manifest.engine.model.name)
+    console.show(f"next: run-load --url {front.url} --protocol openai-completions --model {name}")
 
 
 def _engine_folder(repository: Path) -> Path:
@@ -141,7 +142,7 @@ def _engine_folder(repository: Path) -> Path:
     return Path(config.parameters["gpt_model_path"].string_value)
 
 
-def _show_server(record: ServerRecord, *, twin: bool, as_json: bool) -> None:
+def _show_server(record: ServerRecord, *, has_front: bool, as_json: bool) -> None:
     if as_json:
         console.show(to_json(record).rstrip())
         return
@@ -149,17 +150,17 @@ def _show_server(record: ServerRecord, *, twin: bool, as_json: bool) -> None:
         f"Triton {record.triton_version}: {record.url}, gRPC {record.grpc_port}, metrics {record.metrics_port}"
     )
     console.show(f"log: {record.log}")
-    if not twin:
+    if not has_front:
         console.show(f"next: run-load --url {record.url} --protocol triton-http")
 
 
-def _attend(repository: Path, record: ServerRecord, flags: dict[str, Any], *, twin: bool) -> None:
+def _attend(repository: Path, record: ServerRecord, flags: dict[str, Any]) -> None:
     """Show a ready server, add its front and, unless detached, wait until it ends.
 
     It has clients from its first line on. The first signal drains and stops it; a second one stops it at once.
     """
     try:
-        _show_server(record, twin=twin, as_json=flags["as_json"])
+        _show_server(record, has_front=flags["openai"], as_json=flags["as_json"])
         if flags["openai"]:
             _add_front(repository, record, flags)
         if not flags["detach"]:
