@@ -185,7 +185,8 @@ def _with_metrics(options: TargetOptions, target: Target, say: Callable[[str], o
         require_page(page)
     beside = None if options.metrics_url else metrics_url(target.endpoint)
     pages = tuple(dict.fromkeys(options.metrics_url)) or ((beside,) if beside else ())
-    say(f"metrics: {', '.join(pages) or 'no page found; batch sizes come from the client alone (--metrics-url URL)'}")
+    none = "no page with batch sizes found; they come from the client alone (--metrics-url URL)"
+    say(f"metrics: {', '.join(pages) or none}")
     if pages and facts.perf_metrics:
         facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(pages[0]))})
     for url in options.power_url:
