@@ -6,6 +6,9 @@ import json
 import struct
 from pathlib import Path
 
+from engines.autoscaling import AutoscalingFile, ColdStart, ScalingLaw, simulated_engine
+from engines.files import made_by, to_json
+from engines.manifest import read_manifest
 from tests.attack.victim import ROOT, Victims
 from tests.unit.engines.checkpoint.test_inspection import SHAPES, write_checkpoint, write_tokenizer
 
@@ -94,3 +97,21 @@ def make_examples(folder: Path, victims: Victims) -> None:
         for words in lines:
             ended = victims.run(name, words, place)
             assert (ended.status, ended.broken(name)) == (0, None), (name, ended)
+    (place / "autoscaling.json").write_text(_autoscaling(place / "engine"))
+
+
+def _autoscaling(engine: Path) -> str:
+    """Return a control law, as if it had been simulated with an engine."""
+    law = {"controller": "hpa", "signal": "in_flight", "target": 75.0, "min_replicas": 2, "max_replicas": 6}
+    found = AutoscalingFile(
+        made_by=made_by("attack"),
+        law=ScalingLaw.model_validate(law),
+        cold_start=ColdStart(pending_s=120, loading_s=180, source="assumed"),
+        engine=simulated_engine(read_manifest(engine)),
+        row="h100-sxm-80gb fp8",
+        simulated_minutes=1440,
+        missed_minutes=2,
+        gpu_hours=70.9,
+        seeds=(0,),
+    )
+    return to_json(found)

@@ -76,6 +76,10 @@ READ: dict[str, tuple[str, list[str]]] = {
     "tokenizer/tokenizer.json": ("build-repo", ["engine", "--tokenizer", "tokenizer", "--out", "out"]),
     "tokenizer/tokenizer_config.json": ("build-repo", ["engine", "--tokenizer", "tokenizer", "--out", "out"]),
     "repository/manifest.json": ("build-deployment", ["repository", "--out", "out"]),
+    "autoscaling.json": (
+        "build-deployment",
+        ["repository", "--autoscaling", "autoscaling.json", "--out", "out", "--dry-run"],
+    ),
     "repository/tensorrt_llm/config.pbtxt": ("check-repo", ["repository"]),
     "repository/ensemble/config.pbtxt": ("serve-repo", ["repository", "--tritonserver", "nothing"]),
     "stopped/server.json": ("serve-repo", ["stopped", "--stop"]),
