@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gevent
 import gevent.socket
+import numpy as np
 
 from loadtest.client import Connection, ServerConnections, UnreachableError
 from loadtest.client.protocols import protocol_for
@@ -200,7 +201,7 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
                 phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
                 scheduled_s=scheduled_s,
                 sent_s=round(reply.sent_s, 6),
-                token_times_s=tuple(round(t, 6) for t in reply.times_s),
+                token_times_s=tuple(np.array(reply.times_s).round(6).tolist()),
                 done_s=round(reply.done_s, 6),
                 prompt_tokens=prompt_tokens,
                 output_tokens=len(reply.times_s),

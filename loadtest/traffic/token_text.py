@@ -83,7 +83,8 @@ class TokenText:
 
     def upto(self, begin: int, largest: int) -> int:
         """Return the last place, at most `largest`, at which a text from `begin` may end; `begin` if there is none."""
-        place = int(np.searchsorted(self.cuts, largest, side="right")) - 1
+        own = np.int32(largest)  # a number of another type would make numpy copy all cuts
+        place = int(self.cuts.searchsorted(own, side="right")) - 1
         return max(begin, int(self.cuts[place])) if place >= 0 else begin
 
     def part(self, begin: int, end: int) -> str:
@@ -102,8 +103,9 @@ class TokenText:
     @classmethod
     def load(cls, folder: Path, name: str, *, as_text: bool) -> TokenText:
         """Read the output of `save`; the tokens are memory-mapped, the text is read on request."""
-        ids, starts, cuts, begins = (
-            np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("ids", "starts", "cuts", "begins")
+        ids, starts, cuts, begins = (  # as plain arrays: an element of a memmap costs three times as much
+            np.asarray(np.load(folder / f"{name}.{part}.npy", mmap_mode="r"))
+            for part in ("ids", "starts", "cuts", "begins")
         )
         text = (folder / f"{name}.txt").read_bytes().decode("utf-8", "surrogatepass") if as_text else ""
         rows = [[Span(*span) for span in row] for row in json.loads((folder / f"{name}.rows.json").read_text())]
