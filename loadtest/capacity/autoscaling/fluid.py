@@ -20,8 +20,7 @@ from engines.units import SECONDS_PER_H
 from loadtest.capacity.autoscaling.hpa import (
     MILLI,
     HpaController,
-    Pod,
-    replicas_of_pods,
+    replicas_of_metrics,
     replicas_of_sum,
     replicas_of_value,
 )
@@ -79,6 +78,10 @@ class _Target:
     starting: list[float] = field(default_factory=list)  # when each began
     draining: list[float] = field(default_factory=list)  # when each is gone
 
+    def paid(self, now_s: float) -> int:
+        """Return the replicas that are paid for."""
+        return self.up + len(self.starting) + sum([gone_s > now_s for gone_s in self.draining])
+
 
 def step_s_of(law: ScalingLaw) -> float:
     """Return the step to simulate a law with: whole steps between two evaluations, whole steps of a minute.
@@ -119,10 +122,10 @@ def follow(
     bad = np.zeros((len(arrivals_per_s), len(laws)), dtype=np.bool_)
     for step, rate_per_s in enumerate(arrivals_per_s.tolist()):
         now_s = step * step_s
-        for place, target in enumerate(targets):
+        for target in targets:
             _start(target, now_s, cold_start)
-            ups[step, place] = target.up
-            paid[step, place] = target.up + len(target.starting) + sum(gone_s > now_s for gone_s in target.draining)
+        ups[step] = [target.up for target in targets]
+        paid[step] = [target.paid(now_s) for target in targets]
         bad[step] = plant.advance(rate_per_s, ups[step])
         if (step + 1) % steps_of_sync == 0:
             signals = plant.signals()
@@ -141,6 +144,8 @@ def follow(
 
 
 def _start(target: _Target, now_s: float, cold_start: ColdStart) -> None:
+    if not target.starting:
+        return
     ready = sum(now_s >= begun_s + cold_start.total_s for begun_s in target.starting)
     target.up += ready
     target.starting = target.starting[ready:]
@@ -156,8 +161,11 @@ def desired_replicas(law: ScalingLaw, values: Sequence[float], starting: Sequenc
     current, target_milli = len(values) + len(starting), round(law.target * MILLI)
     milli = [round(value * MILLI) for value in values]
     if law.controller == "hpa":
-        pods = [*(Pod(value) for value in milli), *(Pod(is_pending=pending) for pending in starting)]
-        return replicas_of_pods(pods, current, target_milli, tolerance=law.tolerance)
+        pending = sum(starting)
+        missing = len(starting) - pending
+        return replicas_of_metrics(
+            milli, current, target_milli, pending=pending, missing=missing, tolerance=law.tolerance
+        )
     if law.signal == "ttft_p95":
         return replicas_of_value(max(milli), current, len(values), target_milli, tolerance=law.tolerance)
     return replicas_of_sum(sum(milli), current, target_milli, tolerance=law.tolerance)
@@ -208,7 +216,7 @@ class _Plant:
         done_per_s = np.maximum(0.0, self.taken - (self.held - before) / step_s)
         self._note(done_per_s)
         self._minute.append(np.where(there, self.taken, 0.0))
-        is_over = np.mean(self._minute, axis=0).max(axis=1) > of.carried_per_s
+        is_over = _mean(self._minute).max(axis=1) > of.carried_per_s
         if of.ttft_limit_s is None:
             return np.asarray(is_over)
         waited = np.where((self.taken > 0) & there, np.maximum(0.0, self.held - of.slots) / of.full_per_s, 0.0)
@@ -234,11 +242,11 @@ class _Plant:
 
     def signals(self) -> dict[str, Floats]:
         """Return every signal of every replica, as the servers' metrics show it."""
-        in_flight = np.mean(self._ended, axis=0)
+        in_flight = _mean(self._ended)
         place = max(0, math.ceil(0.95 * len(self._ttft)) - 1)
         return {
             "in_flight": in_flight,
-            "queue": np.maximum(0.0, in_flight - np.mean(self._active, axis=0)),
+            "queue": np.maximum(0.0, in_flight - _mean(self._active)),
             "kv_used": self.response.kv_at(self.held),
             "ttft_p95": np.partition(np.stack(self._ttft), place, axis=0)[place],
         }
@@ -270,6 +278,11 @@ class _History:
             self._rows[: len(kept)], self._end = kept, len(kept)
         self._rows[self._end] = latest
         self._end += 1
+
+
+def _mean(arrays: Sequence[Floats]) -> Floats:
+    """Return the mean of a few arrays; their own sum is faster than an array of them."""
+    return np.asarray(sum(arrays) / len(arrays))
 
 
 def _fewest_first(held: Floats, arrivals: float) -> Floats:

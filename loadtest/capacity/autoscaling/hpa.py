@@ -42,6 +42,20 @@ def replicas_of_pods(pods: Sequence[Pod], current: int, target_milli: int, *, to
     values = [pod.value_milli for pod in pods if not pod.is_pending and pod.value_milli is not None]
     pending = sum(pod.is_pending for pod in pods)
     missing = sum(not pod.is_pending and pod.value_milli is None for pod in pods)
+    return replicas_of_metrics(values, current, target_milli, pending=pending, missing=missing, tolerance=tolerance)
+
+
+def replicas_of_metrics(
+    values: Sequence[int], current: int, target_milli: int, *, pending: int, missing: int, tolerance: float
+) -> int:
+    """Return what `replicas_of_pods` does, by the metrics of running pods and the numbers of the others.
+
+    Args:
+        missing: Running pods without a metric.
+
+    Raises:
+        ValueError: No pod has a metric; the controller then changes nothing.
+    """
     if not values:
         raise ValueError("no running pod has a metric")
     ratio = sum(values) // len(values) / target_milli
@@ -115,13 +129,9 @@ class HpaController:
     def stabilized(self, desired: int, current: int, now_s: float) -> int:
         """Return a recommendation that no window contradicts, and remember the unstabilized one."""
         up_s, down_s = self.law.up.stabilization_s, self.law.down.stabilization_s
-        since_up_s, since_down_s, smallest, largest = now_s - up_s, now_s - down_s, desired, desired
-        for at_s, replicas in self.recommended:
-            if at_s > since_up_s and replicas < smallest:
-                smallest = replicas
-            if at_s > since_down_s and replicas > largest:
-                largest = replicas
-        while self.recommended and self.recommended[0].at_s < min(since_up_s, since_down_s):
+        smallest = min([desired, *_replicas_within(self.recommended, up_s, now_s)])
+        largest = max([desired, *_replicas_within(self.recommended, down_s, now_s)])
+        while self.recommended and self.recommended[0].at_s < now_s - max(up_s, down_s):
             self.recommended.pop(0)
         self.recommended.append(Change(now_s, desired))
         return min(max(current, smallest), largest)
@@ -150,6 +160,12 @@ class HpaController:
                 proposals.append(math.ceil(share) if sign > 0 else math.trunc(share))
         furthest: Callable[[list[int]], int] = max if (rules.select == "Max") == (sign > 0) else min
         return furthest(proposals)
+
+
+def _replicas_within(changes: Sequence[Change], window_s: float, now_s: float) -> list[int]:
+    """Return the replicas of all changes within a window up to now."""
+    since_s = now_s - window_s
+    return [replicas for at_s, replicas in changes if at_s > since_s] if window_s else []
 
 
 def _changed(changes: Sequence[Change], since_s: float) -> int:
