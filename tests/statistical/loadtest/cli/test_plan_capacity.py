@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from loadtest.capacity.what_if import what_if
 from loadtest.cli.plan_capacity import plan_capacity
 from loadtest.results.records import REQUESTS_NAME, RUN_NAME
 from loadtest.scenario.schema import read_scenario
-from loadtest.simulate.predict import predict, write_prediction
+from loadtest.simulate.predict import Prediction, predict, write_prediction
 from tests.unit.loadtest.capacity.made import HERE, demand
 from triton_repo.settings.repository_manifest import ServingSettings
 
@@ -45,6 +46,7 @@ SMALL = {
     "objectives": {"ttft_s": {"p90": 0.5}},
     "limits": {"gpus": ["h100-sxm-80gb", "a100-sxm-80gb"], "precisions": ["fp8"]},
     "candidates": {"max_batch_size": [16], "max_num_tokens": [2048]},
+    "autoscaling": {"sync_s": 60.0},  # a quarter of the evaluations of laws
 }
 
 
@@ -127,12 +129,18 @@ def test_what_is_handed_over_is_taken(planned: Path) -> None:
     assert scenario.lengths.max_tokens is None  # random prompts would run to it
 
 
-def _measured(planned: Path, folder: Path, *, slower: float) -> Path:
-    """Return a run of the plan's scenario: predicted here, its times stretched, and marked as measured."""
+@cache
+def _predicted(planned: Path) -> Prediction:
+    """Return the prediction of the plan's scenario, made once."""
     plan = read_json(planned / "capacity.json", CapacityPlan)
     assert plan.engine is not None
     scenario = read_scenario(str(planned / "verify.yaml"))
-    found = predict(scenario, plan.engine, made_by=MadeBy(command="test", version="0"), made_from=[])
+    return predict(scenario, plan.engine, made_by=MadeBy(command="test", version="0"), made_from=[])
+
+
+def _measured(planned: Path, folder: Path, *, slower: float) -> Path:
+    """Return a run of the plan's scenario: predicted here, its times stretched, and marked as measured."""
+    found = _predicted(planned)
     out = folder / "run"
     write_prediction(found, out, force=False)
     lines = []
