@@ -16,6 +16,7 @@ from engines.build import SERVE_YAML, trtllm
 from engines.checkpoint import read_shard_header
 from engines.errors import MissingError, ToolError
 from engines.files import read_json
+from engines.model_list import listed_models
 from engines.names import TOKENIZER_FILE
 from engines.planning import BuildPlan
 from engines.ports import free_ports
@@ -27,6 +28,7 @@ from triton_repo.gpu_check.session import (
     SERVE_LIMIT_S,
     Session,
     fetched,
+    fetched_object,
     flat,
 )
 from triton_repo.models.engine_metrics import GAUGES
@@ -171,7 +173,7 @@ def cpp_parameters(session: Session) -> str:
 def serving(session: Session) -> str:
     """Serve the engine with Triton, and have it continue a sentence."""
     session.serve(session.path("repository"))
-    reply = json.loads(fetched(f"{session.url}/v2/models/ensemble/generate", {"text_input": PROMPT, "max_tokens": 8}))
+    reply = fetched_object(f"{session.url}/v2/models/ensemble/generate", {"text_input": PROMPT, "max_tokens": 8})
     text = str(reply["text_output"])
     _require_answer(session, text)
     return repr(text)
@@ -210,7 +212,7 @@ def llm_api(session: Session) -> str:
     session.run("build-repo", session.path("engine-pytorch"), "--out", session.path("repository-pytorch"))
     session.serve(session.path("repository-pytorch"))
     body = {"text_input": PROMPT, "sampling_param_max_tokens": 8}
-    text = str(json.loads(fetched(f"{session.url}/v2/models/tensorrt_llm/generate", body))["text_output"])
+    text = str(fetched_object(f"{session.url}/v2/models/tensorrt_llm/generate", body)["text_output"])
     _require_answer(session, text)
     return repr(text)
 
@@ -234,8 +236,8 @@ def trtllm_serve(session: Session) -> str:
     ]
     with running(argv, log=session.log) as process:
         _wait_healthy(process, f"{url}/health", session.log)
-        model = str(json.loads(fetched(f"{url}/v1/models"))["data"][0]["id"])
-        reply = json.loads(fetched(f"{url}/v1/completions", {"model": model, "prompt": PROMPT, "max_tokens": 8}))
+        model = listed_models(fetched_object(f"{url}/v1/models"))[0]["id"]
+        reply = fetched_object(f"{url}/v1/completions", {"model": model, "prompt": PROMPT, "max_tokens": 8})
         target = ["--url", url, "--protocol", "openai-completions", "--model", model]
         load_flags = {"--tokenizer": checkpoint / TOKENIZER_FILE, "--concurrency": 4, "--isl": 64, "--osl": 16}
         session.run("run-load", *target, *flat(dict(load_flags)), "--requests", 16, "--out", session.path("run-openai"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import ToolError
-from engines.files import read_json
+from engines.files import one_line, read_json
 from engines.http_fetch import FetchError, fetch
 from engines.planning import BuildPlan
 from engines.ports import free_ports
@@ -144,3 +144,15 @@ def fetched(url: str, body: dict[str, Any] | None = None) -> str:
     if answer.status != HTTPStatus.OK:
         raise ToolError(f"{url}: HTTP {answer.status}: {text[:300]}")
     return text
+
+
+def fetched_object(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the JSON object that a server answers. Raises as `fetched` does, and if it answers with another value."""
+    text = fetched(url, body)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ToolError(f"{url}: answered with something else than a JSON object: {one_line(text)!r}")
+    return found
