@@ -119,6 +119,19 @@ def _random_weights(config: dict[str, Any], scale: float) -> dict[str, Any]:
     return tensors
 
 
+def write_tokenizer_of(text: Path, folder: Path, *, words: int) -> None:
+    """Write a byte-level tokenizer of a text's most frequent words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=words, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train([str(text)], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def write_tokenizer(folder: Path) -> None:
     """Write a tokenizer whose words are w0, w1, ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415

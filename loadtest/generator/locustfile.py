@@ -1,4 +1,4 @@
-"""The load generator's process, and the only file that imports Locust; started, or if single forked, by `processes.py`.
+"""The load generator's process, and the only file that imports Locust; `processes.py` forks or starts it.
 
 Locust provides the users and the messages between machines; clocks, records and the load profile are this project's
 own. Locust's statistics are not used: its percentiles are rounded, and its timers stop at the headers of a streamed

@@ -160,19 +160,19 @@ class Generators:
         log = self._log(len(self._running))
         with log.open("wb") as errors:
             process = (
-                ForkedProgram(self._program, [role, options], errors.fileno(), _import_less)
-                if role == "alone"
-                else self._start_apart(role, options, errors)
+                self._start_with_pages(role, options, errors)
+                if role == "master" and self.fleet.web_port is not None
+                else ForkedProgram(self._program, [role, options], errors.fileno(), _import_less)
             )
         self._running.append(process)
         return process
 
-    def _start_apart(self, role: str, options: str, errors: BinaryIO) -> subprocess.Popen[bytes]:
-        """Start a process in which Locust may patch sockets and threads, for its messages and its web pages."""
+    def _start_with_pages(self, role: str, options: str, errors: BinaryIO) -> subprocess.Popen[bytes]:
+        """Start a process in which Locust may patch sockets and threads, for its web pages."""
         return subprocess.Popen(
             [sys.executable, str(self._program), role, options],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if role != "worker" else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=errors,
             env={**os.environ, "GEVENT_SUPPORT": "True"},
             start_new_session=True,
@@ -214,9 +214,10 @@ class Generators:
 
 
 def _import_less() -> None:
-    """Let a forked single generator import of Locust only what it uses: not its web pages, and none of its patches.
+    """Let a forked generator import of Locust only what it uses: not its web pages, and none of its patches.
 
-    It uses gevent by name; `requests` takes its other detector of encodings. That saves half the time to import Locust.
+    It uses gevent by name, as Locust's messages do; `requests` takes its other detector of encodings. That saves half
+    the time to import Locust.
     """
     os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
     absent: dict[str, Any] = {"locust.web": SimpleNamespace(WebUI=None), "chardet": None}

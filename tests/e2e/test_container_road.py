@@ -28,9 +28,7 @@ from engines.build.trtllm import CONTAINER_SHELL, IMAGE
 from triton_repo.gpu_check import links
 
 torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
-
-from tests.tiny_checkpoints import write_random  # noqa: E402
+from tests.tiny_checkpoints import write_random, write_tokenizer_of  # noqa: E402
 
 pytestmark = pytest.mark.e2e
 README = ROOT / "README.md"
@@ -95,13 +93,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eos_token_id": 2,
     }
     write_random(folder, config, scale=0.1)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train([str(README)], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tokenizer_of(README, folder, words=WORDS)
     (folder / "tokenizer_config.json").write_text("{}")
     return folder
 

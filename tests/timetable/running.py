@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
+from engines.names import TOKENIZER_FILE
+from tests.tiny_checkpoints import write_tokenizer_of
 
-from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
-
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 LIMIT_S = 90
 LONG = ("--concurrency", 4, "--requests", 400, "--osl", 60)  # more than any test waits for
@@ -26,13 +26,19 @@ Run = Callable[..., "subprocess.Popen[str]"]
 
 
 def load_command(port: int, out: Path, *arguments: object) -> list[str]:
-    """Return the command of a run against the server on a port; the test is skipped without a tokenizer."""
-    tokenizer = installed_tokenizers() / "qwen3" / TOKENIZER_FILE
-    if not tokenizer.is_file():
-        pytest.skip("no tokenizer installed: make setup")
+    """Return the command of a run against the server on a port, with a tokenizer beside `out` that loads at once."""
+    tokenizer = write_tokenizer(out.parent)
     target = ["--url", f"http://127.0.0.1:{port}", "--model", "timetable", "--tokenizer", tokenizer]
     prompts = ["--prompts", "random", "--isl", 16]
     return [str(each) for each in (BIN / "run-load", *target, *prompts, "--out", out, *arguments)]
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """Write a tokenizer, unless it is there; return its path. It loads at once: a real one takes 0.4 s in every run."""
+    tokenizer = folder / TOKENIZER_FILE
+    if not tokenizer.exists():
+        write_tokenizer_of(ROOT / "README.md", folder, words=2000)
+    return tokenizer
 
 
 def wait_for_end(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -53,18 +59,13 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def children_of(process: subprocess.Popen[str], role: str = "") -> list[int]:
-    """Return the generator processes of a run, in the order they were started.
-
-    Each leads a session. A single one is a fork of the command, with the same command line; the others are started.
-    """
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    """Return the generator processes of a run, a master first; each is a fork of the command, and leads a session."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, IndexError):
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            arguments = (entry / "cmdline").read_text().split("\0")
-            own_role = arguments[2] if arguments[1].endswith("locustfile.py") else "alone"
-            if int(fields[1]) == process.pid and fields[3] == entry.name and own_role.startswith(role):
+            if int(fields[1]) == process.pid and fields[3] == entry.name:
                 found.append(int(entry.name))
     return sorted(found)
 

@@ -85,7 +85,7 @@ def test_a_killed_worker_ends_the_run_and_is_named(start: Start, run: Run, tmp_p
     process = run(start().port, *LONG, "--workers", 2)
     for worker in (0, 1):
         wait_for_records(tmp_path / "run", worker=worker)
-    os.kill(children_of(process, "worker")[1], signal.SIGKILL)
+    os.kill(children_of(process)[2], signal.SIGKILL)
     killed_s = time.monotonic()
     status, errors = wait_for_end(process)
     assert status == 1
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_clear_error(start: Start, run
     """What a run needs before its first request cannot be written either: said as plainly."""
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
 
     status, errors = wait_for_end(run(start().port, *SHORT, preexec_fn=limit))
     assert status == 1

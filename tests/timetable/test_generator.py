@@ -31,10 +31,9 @@ from running import (
     records_of,
     wait_for_end,
     wait_for_records,
+    write_tokenizer,
 )
 from timetable import Start
-
-from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
 
 
 def test_two_workers_send_what_one_process_would(start: Start, tmp_path: Path) -> None:
@@ -105,7 +104,7 @@ def test_workers_from_elsewhere_join_a_master(start: Start, tmp_path: Path) -> N
         subprocess.Popen(worker, cwd=tmp_path / "elsewhere", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    tokenizer = installed_tokenizers() / "qwen3" / TOKENIZER_FILE
+    tokenizer = write_tokenizer(tmp_path)
     target = ["--url", f"http://127.0.0.1:{start().port}", "--model", "timetable", "--tokenizer", str(tokenizer)]
     master = ["--master", "--expect-workers", "2", "--port", str(port), "--out", str(tmp_path / "run")]
     command = [str(BIN / "run-load"), *target, "--scenario", "mixed.yaml", *master]
@@ -205,7 +204,7 @@ def test_repeats_are_runs_of_their_own(start: Start, run: Run, tmp_path: Path) -
 
 def test_no_prompt_is_written_unless_asked_for(start: Start, run: Run, tmp_path: Path) -> None:
     """What a prompt file holds is in no file of the run; with --keep-text it is."""
-    said = "the password of the vault is swordfish"
+    said = "swordfish is the password of the vault"
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": said}) + "\n")
     for more, kept in (((), False), (("--keep-text", "--force"), True)):
         process = run(start().port, *SHORT, "--prompts", tmp_path / "prompts.jsonl", *more)

@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from running import write_tokenizer
 from timetable import Start, ask, door_to
 from truth import added_by_client
 
-from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
 from loadtest.client.connection import Connection, UnreachableError
 from loadtest.client.endpoint import Endpoint, ProtocolName
 from loadtest.client.protocols import protocol_for
@@ -40,11 +40,8 @@ KEY = "sk-a-key-nobody-may-see"
 def _run(
     port: int, out: Path, *arguments: object, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    tokenizer = installed_tokenizers() / "qwen3" / TOKENIZER_FILE
-    if not tokenizer.is_file():
-        pytest.skip("no tokenizer installed: make setup")
     command = [str(Path(sys.executable).parent / "run-load"), "--url", f"http://127.0.0.1:{port}", "--out", str(out)]
-    arguments = ("--tokenizer", tokenizer, "--isl", 16, *arguments)
+    arguments = ("--tokenizer", write_tokenizer(out.parent), "--isl", 16, *arguments)
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,
