@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engines.console import progress, show, table_console
 from engines.names import engine_title
-from engines.spec import MS_PER_S, milliseconds
+from engines.units import MS_PER_S, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Objectives, Scenario, Verdict, unlikely_limits
 

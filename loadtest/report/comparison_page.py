@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.spec import milliseconds
+from engines.units import milliseconds
 from loadtest.report.comparison_schema import Change, Comparison, LevelChanges
 from loadtest.report.pages import NONE, Cell, Table, inline_svg, render_page, table
 

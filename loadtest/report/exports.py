@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import MissingError
-from engines.spec import MS_PER_S
+from engines.units import MS_PER_S
 from loadtest.metrics import (
     Counted,
     LevelSummary,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from engines.spec import milliseconds
+from engines.units import milliseconds
 from loadtest.metrics import ClassSummary, LevelSummary, Repeat, RunFacts, Spread, Summary, verdicts_of
 from loadtest.report.pages import NONE, Cell, Table, table
 from loadtest.scenario import Objectives

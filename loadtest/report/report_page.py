@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engines.spec import milliseconds
+from engines.units import milliseconds
 from loadtest.metrics import LevelSummary, Summary, knee_of
 from loadtest.report.page_tables import (
     classes_table,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TextIO
 
-from engines.spec import milliseconds
+from engines.units import milliseconds
 from loadtest.generator import Progress
 from loadtest.run.time_left import TimeLeft
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.spec import MS_PER_S, milliseconds
+from engines.units import MS_PER_S, milliseconds
 from loadtest.results import (
     Level,
     LogHistogram,

@@ -15,7 +15,7 @@ import yaml
 from engines.autoscaling import Controller
 from engines.files import write_json, write_text
 from engines.outputs import whole_folder
-from engines.spec import GIB
+from engines.units import GIB
 from triton_repo.deploy.dashboard import DATASOURCE, dashboard_json
 from triton_repo.deploy.monitoring import rules_document, scaling
 from triton_repo.deploy.plan import DeploymentPlan

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from engines.spec import MS_PER_S
-from engines.units import three_digits
+from engines.units import MS_PER_S, three_digits
 from loadtest.capacity.output.accuracy import accuracy_chart
 from loadtest.capacity.output.charts import TONES, Mark, Series, chart, tornado
 from loadtest.capacity.output.scaling_page import day_replicas, law_words, scaling_chart, unscaled_words

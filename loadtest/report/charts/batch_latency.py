@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engines.spec import MS_PER_S
+from engines.units import MS_PER_S
 from loadtest.metrics import BatchPoint, Summary
 from loadtest.report.charts.style import (
     Drawing,

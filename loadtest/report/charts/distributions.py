@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.spec import MS_PER_S
+from engines.units import MS_PER_S
 from loadtest.metrics import Ecdf, LevelDetail, LevelSummary, RunDetail, Summary
 from loadtest.report.charts.labels import ABOVE, BELOW, Spot, label_loads
 from loadtest.report.charts.style import (

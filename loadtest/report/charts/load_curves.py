@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any, NamedTuple
 
-from engines.spec import MS_PER_S
+from engines.units import MS_PER_S
 from loadtest.metrics import Knee, LevelSummary, Spread, Summary
 from loadtest.report.charts.labels import Spot, label_loads
 from loadtest.report.charts.style import (
