@@ -15,13 +15,12 @@ from engines.spec import EngineProfile
 from engines.steptime import step_time_for
 from loadtest.calibration.fit import Fitted, Known, fit
 from loadtest.calibration.measured_points import Point
-from loadtest.calibration.parameters import PLACE, SPLIT, Array, Prior, Waves, prior_of
+from loadtest.calibration.parameters import SPLIT, Array, Prior, Waves, prior_of
 from loadtest.calibration.trial import FitContext, observe
 
 MANY_POINTS = 16  # with more points than this, structures are compared on every second point
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried if the deployment's max_num_tokens is unknown
-# Maximum parameter vectors per fit: if only the token budget is new, if attention is new, from the prior.
-_NEAR, _FAR, _WHOLE = 5, 8, 16
+_NEAR, _WHOLE = 5, 16  # maximum parameter vectors per fit: if only the token budget is new, and from the prior
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,25 +117,23 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
 def _compared(request: Request, points: Sequence[Point]) -> tuple[Structure, dict[Structure, Fitted]]:
     """Return the structure that explains points best, and the fit of every structure.
 
-    Attention is chosen first, at the largest token budget, then the budget. Each fit starts from the best result so
-    far, and a structure that cannot become the best is left early.
+    Attention is chosen first, at the largest token budget, then the budget, which starts from the best result so far. A
+    structure that cannot become the best is left early.
     """
     waves = waves_of(request.manifest, request.profile)
     budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
     best = Structure(budgets[-1], waves[-1])
     tried = {best: fit(fit_context_of(request, best), points, trials=_WHOLE)}
-    changes: list[tuple[dict[str, Any], int]] = [({"waves": each}, _FAR) for each in waves[:-1]]
-    changes += [({"max_num_tokens": each}, _NEAR) for each in budgets[:-1]]
-    for change, trials in changes:
+    changes: list[dict[str, Any]] = [{"waves": each} for each in waves[:-1]]
+    changes += [{"max_num_tokens": each} for each in budgets[:-1]]
+    for change in changes:
         structure, found = best._replace(**change), tried[best]
-        context, start = fit_context_of(request, structure), found.logs.copy()
-        if structure.waves != best.waves:  # the factor is on other reads
-            start[PLACE["kv_ratio"]] = context.prior.expected[PLACE["kv_ratio"]]
-        other = fit(context, points, trials=trials, start=start, cost_to_beat=found.cost)
+        context = fit_context_of(request, structure)
+        if structure.waves == best.waves:
+            other = fit(context, points, trials=_NEAR, start=found.logs, cost_to_beat=found.cost)
+        else:  # the optimum of another kernel can be a poor starting point
+            other = fit(context, points, trials=_WHOLE, cost_to_beat=found.cost)
         tried[structure] = other
         if other.cost < found.cost:
             best = structure
-    if best.waves != waves[-1]:  # the optimum of another structure can be a poor starting point
-        again = fit(fit_context_of(request, best), points, trials=_WHOLE)
-        tried[best] = min(tried[best], again, key=lambda fitted: fitted.cost)
     return best, tried
