@@ -37,7 +37,6 @@ NEAR_RATIO = 0.6  # of the requests that reservations have room for; below this,
 _ROUNDING = 1e-9  # relative tolerance within which costs are equal, for rounding errors
 MARGIN = 0.95  # a fleet can need one replica fewer than one replica's own rate implies
 SIZED_AT_ONCE = 2
-SMALL_USE = 0.1  # of the closed form's capacity of a full batch
 
 
 class SearchOptions(NamedTuple):
@@ -131,7 +130,7 @@ def search(
 def _is_small(searched: Searched, candidate: Candidate) -> bool:
     """Whether one replica carries the whole demand at low utilization."""
     bench = LoadBench(searched.task(candidate, searched.demand))
-    return searched.enough_per_s <= SMALL_USE * bench.bound_per_s / candidate.interval.slow.step
+    return bench.is_small(searched.enough_per_s, candidate.interval.slow)
 
 
 def _search_all(searched: Searched, candidates: Sequence[Candidate], options: SearchOptions) -> None:

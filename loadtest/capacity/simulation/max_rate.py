@@ -146,6 +146,10 @@ def max_rate_of(task: Task) -> ReplicaCapacity:
     """Return the highest rate of one replica, at both ends and at the middle of the interval."""
     bench = LoadBench(task)
     slow, fast = task.interval
+    if task.is_brief and task.enough_per_s is not None:
+        met = bench.clearly_met(task.enough_per_s, slow)
+        if met is not None:
+            return _carries_all(bench, met)
     idle = bench.idle(slow)
     start_per_s = task.start_per_s or START_RATIO * bench.bound_per_s / slow.step
     probes = _Probes(slow, {})
@@ -184,6 +188,15 @@ def relieved(task: Task, found: ReplicaCapacity) -> ReplicaCapacity:
         return found
     strain, reliefs = _reliefs(LoadBench(task), above, task.interval.slow)
     return found.model_copy(update={"strain": strain, "reliefs": reliefs})
+
+
+def _carries_all(bench: LoadBench, met: RateResult) -> ReplicaCapacity:
+    return ReplicaCapacity(
+        promised=Carried(rate_per_s=met.rate_per_s),
+        requests_needed=bench.requests(met.rate_per_s),
+        supported=True,
+        tried=(probe_of(met),),
+    )
 
 
 def _given_up(bench: LoadBench, probes: _Probes, min_per_s: float, idle: RateResult) -> ReplicaCapacity:

@@ -109,6 +109,20 @@ def test_what_fails_first_is_named_beyond_what_is_needed(objectives: dict[str, A
     assert needed.promised.limited_by == limit.promised.limited_by
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "is_carried", "is_clear"),
+    [(0.5, True, True), (0.02, True, False), (0.015, False, False), (0.001, False, False)],
+)
+def test_a_small_load_is_decided_as_by_whole_windows(limit_s: float, is_carried: bool, is_clear: bool) -> None:
+    """Far below its limit it is carried after fewer requests; near it, or beyond, the search is the whole one."""
+    asked = demand(objectives={"ttft_s": {"p99": limit_s}})
+    task = task_of(asked, engine(**{"limits.max_num_tokens": 2048}))._replace(enough_per_s=0.5)
+    brief, whole = max_rate_of(task), max_rate_of(task._replace(is_brief=False))
+    assert (whole.rate_per_s == 0.5) is is_carried
+    assert brief.rate_per_s == whole.rate_per_s
+    assert (LoadBench(task).clearly_met(0.5, NONE) is not None) is is_clear
+
+
 def test_an_idle_engine_within_the_limit_carries_something() -> None:
     """TTFT p95 150 ms at 1,000 tokens: an engine that takes a fifth of that when idle carries something."""
     lengths = {"isl": 1000, "osl": 100}
