@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch", reason="the quantize extra is not installed")
-pytest.importorskip("modelopt", reason="the quantize extra is not installed")
-
 from engines.checkpoint.export_job import ExportJob
 from engines.checkpoint.quantize import quantize
 from engines.spec import known_models
@@ -19,8 +16,10 @@ from engines.spec.memory import buffers_bytes
 from engines.spec.model_config import read_config
 from engines.spec.precision import PRECISIONS, KvFormat
 from tests.contract.trtllm_loader import FACTS, problems
+from tests.late import Late
 from tests.tiny_checkpoints import WINDOWS, write_model
 
+Late("modelopt", "quantize")
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 Exported = Callable[..., Path]
 

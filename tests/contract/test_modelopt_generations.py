@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
-pytest.importorskip("modelopt", reason="the quantize extra is not installed")
+from engines.spec.precision import PRECISIONS
+from tests.contract.export_all import export_all
+from tests.contract.trtllm_loader import problems
+from tests.late import Late
+from tests.tiny_checkpoints import write_model
 
-from safetensors.torch import load_file  # noqa: E402
-
-from engines.spec.precision import PRECISIONS  # noqa: E402
-from tests.contract.export_all import export_all  # noqa: E402
-from tests.contract.trtllm_loader import problems  # noqa: E402
-from tests.tiny_checkpoints import write_model  # noqa: E402
-
+Late("modelopt", "quantize")
+torch, tensor_files = Late("torch", "quantize"), Late("safetensors.torch", "quantize")
 ROOT = Path(__file__).parents[2]
 PYTHONS = {"current": Path(sys.executable), "0.37": ROOT / ".venv" / "opt" / "modelopt-0.37" / "bin" / "python"}
 WAYS = {name: precision.default_kv for name, precision in PRECISIONS.items() if name != "fp32"}  # no engine has it
@@ -70,7 +68,9 @@ def test_both_generations_export_what_loads(exports: dict[str, Path], generation
 
 def test_both_generations_find_the_same_numbers(exports: dict[str, Path]) -> None:
     """FP8 weights, their scales and those of activations agree: the older transformers ran the same rope."""
-    older, current = (load_file(exports[name] / "fp8" / "rank0.safetensors") for name in ("0.37", "current"))
+    older, current = (
+        tensor_files.load_file(exports[name] / "fp8" / "rank0.safetensors") for name in ("0.37", "current")
+    )
     assert older.keys() == current.keys()
     for name, tensor in current.items():
         torch.testing.assert_close(older[name].float(), tensor.float(), rtol=0.02, atol=1e-6, msg=name)

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
-pytest.importorskip("modelopt", reason="the quantize extra is not installed")
-
 sys.path.insert(0, str(Path(__file__).parent))
-from warm_builds import LIMIT_S, Build, Signal, WarmBuilds  # noqa: E402
+from warm_builds import LIMIT_S, Build, Signal, WarmBuilds
 
-from tests.tiny_checkpoints import VOCABULARY, write_random, write_tokenizer  # noqa: E402
+from tests.late import Late
+from tests.tiny_checkpoints import VOCABULARY, write_random, write_tokenizer
 
+Late("modelopt", "quantize")
 BIN = Path(sys.executable).parent
 WORDS, HIDDEN, INNER, LAYERS = VOCABULARY, 64, 128, 2
 FLAGS = ("--precision", "fp8", "--gpu", "h100-sxm-80gb", "--max-seq-len", "64", "--isl", "16", "--osl", "16")

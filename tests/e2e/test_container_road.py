@@ -25,11 +25,11 @@ from conftest import LOCAL_TRITON
 from stand_in_image import EITHER, LIMIT_S, PINNED, ROOT, Image, dockerfile, installed, make_image
 
 from engines.build.trtllm import CONTAINER_SHELL, IMAGE
+from tests.late import Late
+from tests.tiny_checkpoints import write_random, write_tokenizer_of
 from triton_repo.gpu_check import links
 
-torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
-from tests.tiny_checkpoints import write_random, write_tokenizer_of  # noqa: E402
-
+Late("torch", "quantize")
 pytestmark = pytest.mark.e2e
 README = ROOT / "README.md"
 WORDS, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD = 512, 128, 256, 2, 4, 2, 32

@@ -19,7 +19,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import LOCAL_TRITON, command, free_ports, succeed
 
-openai = pytest.importorskip("openai", reason="the dev extra is not installed")
+from tests.late import Late
+
+openai = Late("openai", "dev")
 pytest.importorskip("uvicorn", reason="the front extra is not installed")
 
 pytestmark = pytest.mark.e2e

