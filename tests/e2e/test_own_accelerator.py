@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import command, succeed
+
 from engines.calibration import read_calibration
 from tests.smollm2 import SMOLLM2
 
 pytestmark = pytest.mark.e2e
-BIN = Path(sys.executable).parent
 SHAPES = ((64, 16), (192, 24))
 USERS = (1, 4, 8)
 DEMAND = """
@@ -31,11 +33,8 @@ candidates: {engine_profile: vllm-v1, max_batch_size: [8], max_num_tokens: [2048
 
 
 def _run(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        [BIN / words[0], *words[1:]], cwd=folder, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with contextlib.chdir(folder):
+        return succeed(*words)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +98,6 @@ def test_an_engine_on_a_cpu_is_planned_and_not_built(place: Path) -> None:
     manifest = json.loads((place / "engine" / "manifest.json").read_text())
     assert manifest["gpu"]["device"] == "cpu"
     assert manifest["precision"] == {"name": "fp32", "kv_cache": "32bit", "activation_dtype": "float32"}
-    refused = subprocess.run(
-        [BIN / asked[0], *asked[1:], "--out", "other"], cwd=place, capture_output=True, text=True, check=False
-    )
+    refused = command(*asked, "--out", "other", cwd=place)
     assert refused.returncode == 2
     assert "TensorRT-LLM builds no such engine" in refused.stderr
