@@ -111,7 +111,7 @@ class Known(NamedTuple):
     fitted: Fitted
 
 
-def _load_key(point: Point) -> tuple[object, ...]:
+def load_key(point: Point) -> tuple[object, ...]:
     """Return what the simulation of a point depends on."""
     return point.offered, point.arrivals_s
 
@@ -139,11 +139,11 @@ class _Work:
 
     def __post_init__(self) -> None:
         """Find the points that were measured under the same load, and the loads that are known."""
-        keys = [_load_key(point) for point in self.points]
+        keys = [load_key(point) for point in self.points]
         places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
         self._load_of = [places[key] for key in keys]
         self._loads = [self.points[keys.index(key)] for key in places]
-        known = enumerate(map(_load_key, self.known.points if self.known is not None else ()))
+        known = enumerate(map(load_key, self.known.points if self.known is not None else ()))
         self._known_as = {places[key]: number for number, key in known if key in places}
 
     def residuals(self, logs: Array) -> Array:

@@ -13,12 +13,12 @@ from engines.emulator import settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import EngineProfile
 from engines.steptime import step_time_for
-from loadtest.calibration.fit import Fitted, Known, fit
+from loadtest.calibration.fit import Fitted, Known, fit, load_key
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import SPLIT, Array, Prior, Waves, prior_of
 from loadtest.calibration.trial import FitContext, observe
 
-MANY_POINTS = 16  # with more points than this, structures are compared on every second point
+MANY_POINTS = 16  # with more points than this, structures are compared on those of every second load
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried if the deployment's max_num_tokens is unknown
 _NEAR, _WHOLE = 5, 16  # maximum parameter vectors per fit: if only the token budget is new, and from the prior
 
@@ -102,12 +102,13 @@ def predicted_logs(request: Request, structure: Structure, logs: Array, points: 
 def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, Fitted]]:
     """Return the structure that explains the points best, its fit, and the comparison's fit of every structure.
 
-    If there are many points, structures are compared on every second one; the best is then fitted to all.
+    If there are many points, structures are compared on those of every second load; the best is then fitted to all.
     """
     if len(points) <= MANY_POINTS:
         best, tried = _compared(request, points)
         return best, tried[best], tried
-    half = points[::2]
+    loads = list(dict.fromkeys(map(load_key, points)))
+    half = [point for point in points if loads.index(load_key(point)) % 2 == 0]
     best, tried = _compared(request, half)
     known = Known(half, tried[best])
     whole = fit(fit_context_of(request, best), points, trials=_WHOLE, start=known.fitted.logs, known=known)
