@@ -11,10 +11,10 @@ import yaml
 
 from engines.machine.bandwidth import Bandwidth, measure_bandwidth
 from engines.machine.cores import run_pinned
-from engines.machine.facts import cpu_model, library_versions, memory_bytes, read_cpuinfo, vector_flags
 from engines.machine.gemm import Gemm, measure_gemm
 from engines.machine.gpu import has_gpu, measure_gpu
 from engines.machine.serving_products import measure_serving_products
+from engines.machine.system_info import cpu_model, library_versions, memory_bytes, read_cpuinfo, vector_flags
 from engines.spec import (
     Accelerator,
     Arithmetic,

@@ -9,7 +9,7 @@ import numpy as np
 
 from engines.machine.bandwidth import Bandwidth, measure_bandwidth
 from engines.machine.describe import _best_bandwidth, _best_products, yaml_of
-from engines.machine.facts import memory_bytes, read_cpuinfo, vector_flags
+from engines.machine.system_info import memory_bytes, read_cpuinfo, vector_flags
 from engines.spec import Accelerator, GemmPoint, Sourced
 from engines.spec.accelerator import read_accelerator
 
