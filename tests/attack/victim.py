@@ -128,13 +128,14 @@ def _serve() -> None:
     _import_what_they_import()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     warnings.simplefilter("error")  # as in the tests' own process
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")  # of libraries among themselves
     gc.freeze()  # a collection in a child would copy every page that holds an object
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        name, words, place, file_bytes = json.loads(line)
-        ended = _run(known[name], words, Path(place), file_bytes)
-        answers.write(json.dumps(asdict(ended)) + "\n")
-        answers.flush()
+    with os.fdopen(os.dup(1), "w") as answers:
+        for line in sys.stdin:
+            name, words, place, file_bytes = json.loads(line)
+            ended = _run(known[name], words, Path(place), file_bytes)
+            answers.write(json.dumps(asdict(ended)) + "\n")
+            answers.flush()
 
 
 def _import_what_they_import() -> None:

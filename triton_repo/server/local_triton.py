@@ -282,9 +282,10 @@ def _run(command: list[str], purpose: str) -> None:
         ToolError: It failed; the message contains its last lines.
     """
     with _log_file() as log:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log.open("w"), stderr=subprocess.STDOUT, check=False
-        )
+        with log.open("wb") as output:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+            )
         if done.returncode != 0:
             lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
             raise ToolError(
