@@ -116,6 +116,11 @@ def load_key(point: Point) -> tuple[object, ...]:
     return point.offered, point.arrivals_s
 
 
+def load_places(points: Sequence[Point]) -> dict[tuple[object, ...], int]:
+    """Return the place of each load, by its key, among the different loads of points, in their order."""
+    return {key: place for place, key in enumerate(dict.fromkeys(map(load_key, points)))}
+
+
 @dataclass(slots=True)
 class _Work:
     """Residuals of points and prior; each parameter vector is simulated once, and points of the same load together.
@@ -139,8 +144,7 @@ class _Work:
 
     def __post_init__(self) -> None:
         """Find the points that were measured under the same load, and the loads that are known."""
-        keys = [load_key(point) for point in self.points]
-        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        keys, places = [load_key(point) for point in self.points], load_places(self.points)
         self._load_of = [places[key] for key in keys]
         self._loads = [self.points[keys.index(key)] for key in places]
         known = enumerate(map(load_key, self.known.points if self.known is not None else ()))

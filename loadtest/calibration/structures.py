@@ -13,7 +13,7 @@ from engines.emulator import settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import EngineProfile
 from engines.steptime import step_time_for
-from loadtest.calibration.fit import Fitted, Known, fit, load_key
+from loadtest.calibration.fit import Fitted, Known, fit, load_key, load_places
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import SPLIT, Array, Prior, Waves, prior_of
 from loadtest.calibration.trial import FitContext, observe
@@ -107,8 +107,8 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
     if len(points) <= MANY_POINTS:
         best, tried = _compared(request, points)
         return best, tried[best], tried
-    loads = list(dict.fromkeys(map(load_key, points)))
-    half = [point for point in points if loads.index(load_key(point)) % 2 == 0]
+    places = load_places(points)
+    half = [point for point in points if places[load_key(point)] % 2 == 0]
     best, tried = _compared(request, half)
     known = Known(half, tried[best])
     whole = fit(fit_context_of(request, best), points, trials=_WHOLE, start=known.fitted.logs, known=known)
