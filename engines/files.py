@@ -8,9 +8,9 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -102,6 +102,17 @@ def require_schema(values: object, wanted: int, *, again: str) -> None:
 def made_by(command: str) -> MadeBy:
     """Return the `made_by` value for a document written by `command`."""
     return MadeBy(command=command, version=version(DISTRIBUTION))
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the installed ones among these packages."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def source_of(path: Path) -> Source:

@@ -27,7 +27,7 @@ from engines.checkpoint import (
 )
 from engines.emulator import Request, batcher_for
 from engines.errors import MissingError, ToolError
-from engines.files import Strict, read_json, source_of, write_json, write_text
+from engines.files import Strict, read_json, source_of, versions_of, write_json, write_text
 from engines.manifest import MANIFEST_NAME, CheckpointQuality, EngineManifest, Notice
 from engines.outputs import refuse_existing, whole_folder
 from engines.planning import (
@@ -37,7 +37,6 @@ from engines.planning import (
     Recipe,
     as_yaml,
     manifest_of,
-    versions_of,
 )
 from engines.spec import KvFormat, gib, precision_named
 

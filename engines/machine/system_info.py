@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
+
+from engines.files import versions_of
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _LIBRARIES = ("numpy", "torch", "scipy")
@@ -54,10 +55,5 @@ def memory_bytes() -> int:
 
 def library_versions() -> dict[str, str]:
     """Return Python's version, and those of the libraries that are installed."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    system = f"{platform.system()} {platform.release()}"
+    return {"python": platform.python_version(), "system": system, **versions_of(_LIBRARIES)}

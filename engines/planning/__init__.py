@@ -1,7 +1,7 @@
 """From a recipe to a resolved plan: limits, alternatives, matrices. May import `checkpoint`, `emulator`, `steptime`."""
 
 from engines.planning.build_plan import BuildPlan
-from engines.planning.engine_manifest import BUILD_TOOLS, Kind, emulated_manifest, manifest_of, versions_of
+from engines.planning.engine_manifest import BUILD_TOOLS, Kind, emulated_manifest, manifest_of
 from engines.planning.explain import Explanation, Neighbour, explain
 from engines.planning.limits import Engine, Outlook, engine_of, outlook
 from engines.planning.llm_api import PYTORCH_SPECULATION
@@ -59,5 +59,4 @@ __all__ = [
     "refused_row",
     "resolve_recipe",
     "show_comparison",
-    "versions_of",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Literal
 
+from engines.files import versions_of
 from engines.manifest import (
     CheckpointQuality,
     EngineManifest,
@@ -98,14 +98,3 @@ def _kind_notices(kind: Kind, *, has_tokenizer: bool) -> list[Notice]:
 
 def _versions(plan: BuildPlan) -> dict[str, str]:
     return {"python": platform.python_version(), "tensorrt_llm": plan.tensorrt_llm, **versions_of(BUILD_TOOLS)}
-
-
-def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of the installed ones among these packages."""
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
