@@ -76,8 +76,11 @@ class Document(Strict):
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
-def one_line(value: object, limit: int = 80) -> str:
-    """Return what a file or a server states as one line of limited length, for a message.
+def one_line(value: object, limit: int | None = 80) -> str:
+    """Return what a file or a server states, or an error, as one line, for a message.
+
+    Args:
+        limit: Maximum length; None: any.
 
     >>> one_line("a  b "), one_line("abc", 2)
     ('a b', 'ab')
@@ -163,7 +166,7 @@ def _yaml_reason(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return _one_line(error).replace(' in "<unicode string>",', "")
+    return one_line(error, None).replace(' in "<unicode string>",', "")
 
 
 def read_json(path: Path, schema: type[SchemaT]) -> SchemaT:
@@ -187,7 +190,7 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
     # Not UTF-8; a number with thousands of digits; brackets nested beyond the recursion limit.
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{where}: not valid JSON: {_one_line(error)}", hint="check that this is the right file"
+            f"{where}: not valid JSON: {one_line(error, None)}", hint="check that this is the right file"
         ) from error
 
 
@@ -278,10 +281,6 @@ def _require_file(path: Path) -> None:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _user_error(error: ValidationError, schema: type[BaseModel], where: str, flags: Mapping[str, str]) -> UserError:

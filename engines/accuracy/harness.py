@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from engines.console import DATA_VARIABLE
 from engines.errors import MissingError, ToolError, UserError
+from engines.files import one_line
 from engines.manifest import AccuracyResult
 
 PACKAGE = "lm_eval"
@@ -274,7 +275,7 @@ def _text_of(path: Path | None) -> str | None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300) or type(error).__name__
 
 
 @contextlib.contextmanager
