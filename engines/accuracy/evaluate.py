@@ -35,6 +35,8 @@ _ANSWER_LIMIT_BYTES = 1 << 22  # a list of models, or one token after a prompt o
 _SHOWN_BYTES = 300  # of a refusal
 _SHOWN_MODELS = 8
 _PROBE_TOKENS = 3
+# A server without `echo` or `logprobs` refuses the request itself; any other status has another cause.
+_NOT_OFFERED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.NOT_IMPLEMENTED)
 _MAX_SEQ_LEN = 2048  # of a server that states none: the harness's own default
 
 
@@ -232,17 +234,33 @@ def _served(server: Server) -> dict[str, Any]:
 
 
 def _returns_probabilities(url: str, model: str, tokenizer: Any) -> bool:
-    """Return whether a server gives the log probabilities of a prompt's tokens, as multiple-choice tasks need."""
+    """Return whether a server gives the log probabilities of a prompt's tokens, as multiple-choice tasks need.
+
+    Raises:
+        ToolError: It does not answer, or refuses the request for another reason than what is requested.
+    """
     tokens = tokenizer.encode("one two three four", add_special_tokens=False)[:_PROBE_TOKENS]
     body = {"model": model, "prompt": tokens, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
     try:
         reply = _json_from(f"{url.rstrip('/')}/v1/completions", body, within_s=_ANSWER_WITHIN_S)
         found = reply["choices"][0]["logprobs"]["token_logprobs"]
-    except (ToolError, KeyError, IndexError, TypeError):
+    except _StatusError as error:
+        if error.http_status in _NOT_OFFERED:
+            return False
+        raise
+    except (KeyError, IndexError, TypeError):
         return False
     if not isinstance(found, list) or len(found) < len(tokens):
         return False
     return all(isinstance(each, int | float) for each in found[1 : len(tokens)])
+
+
+class _StatusError(ToolError):
+    """A server answered with an error status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.http_status = status
 
 
 def _json_from(url: str, body: dict[str, Any] | None = None, *, within_s: float) -> dict[str, Any]:
@@ -258,7 +276,7 @@ def _json_from(url: str, body: dict[str, Any] | None = None, *, within_s: float)
         answer = fetch(request, limit_s=within_s, limit_bytes=_ANSWER_LIMIT_BYTES)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             text = answer.body[:_SHOWN_BYTES].decode(errors="replace")
-            raise ToolError(f"{url}: status {answer.status}: {one_line(text, _SHOWN_BYTES)}")
+            raise _StatusError(answer.status, f"{url}: status {answer.status}: {one_line(text, _SHOWN_BYTES)}")
         found = json.loads(answer.body)
     except (OSError, ValueError, RecursionError) as error:
         raise ToolError(f"{url}: {error}", hint="check that the server is up and serves the OpenAI API") from error

@@ -89,6 +89,21 @@ def test_log_probabilities_of_the_prompt_are_recognized(answering: Answering) ->
     assert evaluate._returns_probabilities("http://" + answering(_page(found)), "a", _Words())
 
 
+@pytest.mark.parametrize("status", ["400 Bad Request", "422 Unprocessable Entity", "501 Not Implemented"])
+def test_a_server_that_refuses_the_request_as_such_has_no_log_probabilities(answering: Answering, status: str) -> None:
+    """It knows no `echo`, or no `logprobs`."""
+    page = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()
+    assert not evaluate._returns_probabilities("http://" + answering([page]), "a", _Words())
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "404 Not Found", "429 Too Many Requests", "503 Unavailable"])
+def test_another_refusal_does_not_pass_for_missing_log_probabilities(answering: Answering, status: str) -> None:
+    """A key, an overload or a failure has nothing to do with what the server can return."""
+    page = f"HTTP/1.1 {status}\r\nContent-Length: 4\r\n\r\nbusy".encode()
+    with pytest.raises(ToolError, match=f"/v1/completions: status {status[:3]}: busy"):
+        evaluate._returns_probabilities("http://" + answering([page]), "a", _Words())
+
+
 class _Words:
     """A tokenizer of four tokens."""
 
