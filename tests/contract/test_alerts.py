@@ -16,12 +16,13 @@ import pytest
 import yaml
 
 from tests.deployments import KINDS, load_yaml
+from tests.facts import read_facts
 from tests.prometheus_adapter import adapter_query
 from triton_repo.deploy.monitoring import rules_document
 from triton_repo.deploy.plan import DeploymentPlan
 from triton_repo.deploy.render import render_deployment
 
-FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "deployment_facts.yaml").read_text())
+FACTS: dict[str, Any] = read_facts(Path(__file__).parent / "deployment_facts.yaml")
 KUBERNETES = "1.31"
 
 

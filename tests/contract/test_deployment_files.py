@@ -12,12 +12,12 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
 
 from engines.build.trtllm import container_image
 from tests.deployments import KINDS, load_yaml
+from tests.facts import read_facts
 
-FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "deployment_facts.yaml").read_text())
+FACTS: dict[str, Any] = read_facts(Path(__file__).parent / "deployment_facts.yaml")
 KUBERNETES = "1.31"
 CRDS = {"servicemonitor", "prometheusrule"}
 NOT_OBJECTS = {"prometheus-adapter"}

@@ -18,10 +18,11 @@ from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec.llm_api import LLM_API_VERSIONS, LlmApiVersion, llm_api, unknown_arguments
+from tests.facts import read_facts
 from triton_repo.interface.llmapi import llm_document, llmapi_inputs, trtllm_serve_document
 from triton_repo.settings import ServingSettings, resolve
 
-FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "llm_api.yaml").read_text())
+FACTS: dict[str, Any] = read_facts(Path(__file__).parent / "llm_api.yaml")
 NESTED = tuple(name for name in FACTS["versions"]["1.2"] if name.endswith("_config"))
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
 SPECULATION: dict[str, dict[str, Any]] = {

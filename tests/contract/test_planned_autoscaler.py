@@ -21,6 +21,7 @@ from engines.manifest import EngineManifest
 from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from tests.facts import read_facts
 from tests.prometheus_adapter import adapter_query
 from triton_repo.deploy.plan import Deployment, DeploymentPlan, plan_deployment
 from triton_repo.deploy.render import render_deployment
@@ -29,7 +30,7 @@ from triton_repo.repository.render import render_repository
 from triton_repo.settings.repository_manifest import ServingSettings
 
 HEAD = MadeBy(command="test", version="0")
-FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "deployment_facts.yaml").read_text())
+FACTS: dict[str, Any] = read_facts(Path(__file__).parent / "deployment_facts.yaml")
 KUBERNETES = "1.31"
 TARGETS: dict[Signal, tuple[float, str, str]] = {
     "in_flight": (77.0, "77", "77"),

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import click
 import pytest
-import yaml
+
+from tests.facts import read_facts
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -54,7 +55,7 @@ class Text:
 
 def _rules() -> list[Rule]:
     """Return the rules of prose_rules.yaml."""
-    entries = yaml.safe_load((Path(__file__).with_name("prose_rules.yaml")).read_text())
+    entries = read_facts(Path(__file__).with_name("prose_rules.yaml"))
     return [
         Rule(
             refuse=re.compile(entry["refuse"].replace(" ", r"[ \t]*[ \t\n][ \t]*"), re.IGNORECASE | re.MULTILINE),

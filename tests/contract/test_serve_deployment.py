@@ -17,19 +17,21 @@ import pytest
 import yaml
 
 from engines.errors import UserError
-from engines.files import Document, MadeBy, _UniqueKeyLoader, write_json
+from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest
 from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from tests.deployments import load_yaml
+from tests.facts import read_facts
 from triton_repo.deploy.plan import Deployment, plan_deployment
 from triton_repo.deploy.render import render_deployment
 from triton_repo.repository.render import render_repository
 from triton_repo.settings.repository_manifest import ServingSettings
 
 HEAD = MadeBy(command="build-engine --backend pytorch --out here", version="0")
-FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "deployment_facts.yaml").read_text())
-METRICS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "serve_metrics.yaml").read_text())["versions"]
+FACTS: dict[str, Any] = read_facts(Path(__file__).parent / "deployment_facts.yaml")
+METRICS: dict[str, list[str]] = read_facts(Path(__file__).parent / "serve_metrics.yaml")["versions"]
 VERSIONS = ("1.2", "1.3", "1.4rc")
 SLOTS = 384
 
@@ -73,37 +75,33 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def _load(path: Path) -> Any:
-    return yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_and_the_operator_take_its_manifests(rendered: dict[str, Path], version: str) -> None:
     """One port, scraped where trtllm-serve publishes; probed where it says that it is well."""
     folder = rendered[version] / "kubernetes"
     for path in folder.glob("*.yaml"):
-        kubernetes_validate.validate(_load(path), "1.31", strict=True)
+        kubernetes_validate.validate(load_yaml(path), "1.31", strict=True)
     for name in ("servicemonitor", "prometheusrule"):
-        jsonschema.validate(_load(folder / f"monitoring/{name}.yaml"), FACTS[name])
-    [container] = _load(folder / "deployment.yaml")["spec"]["template"]["spec"]["containers"]
+        jsonschema.validate(load_yaml(folder / f"monitoring/{name}.yaml"), FACTS[name])
+    [container] = load_yaml(folder / "deployment.yaml")["spec"]["template"]["spec"]["containers"]
     assert (container["name"], container["ports"]) == ("trtllm-serve", [{"name": "http", "containerPort": 8000}])
     assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
-    [scraped] = _load(folder / "monitoring/servicemonitor.yaml")["spec"]["endpoints"]
+    [scraped] = load_yaml(folder / "monitoring/servicemonitor.yaml")["spec"]["endpoints"]
     assert (scraped["port"], scraped["path"]) == ("http", "/prometheus/metrics")
-    assert [port["port"] for port in _load(folder / "service.yaml")["spec"]["ports"]] == [8000]
+    assert [port["port"] for port in load_yaml(folder / "service.yaml")["spec"]["ports"]] == [8000]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_compose_serves_and_scrapes_it(rendered: dict[str, Path], version: str) -> None:
     """NVIDIA's container of the version; Prometheus asks it by its name and path."""
-    compose = _load(rendered[version] / "compose.yaml")["services"]
+    compose = load_yaml(rendered[version] / "compose.yaml")["services"]
     server = compose["trtllm-serve"]
     assert set(server) <= set(FACTS["compose_service_keys"])
     assert server["image"].startswith(f"nvcr.io/nvidia/tensorrt-llm/release:{version[:3]}")
     assert "TRITON_ADMIN_KEY" not in server["environment"]
     assert server["ports"] == ["127.0.0.1:8000:8000"]
-    [job] = _load(rendered[version] / "prometheus/prometheus.yml")["scrape_configs"]
+    [job] = load_yaml(rendered[version] / "prometheus/prometheus.yml")["scrape_configs"]
     assert job["metrics_path"] == "/prometheus/metrics"
     assert job["static_configs"] == [{"targets": ["trtllm-serve:8000"]}]
 
@@ -142,7 +140,9 @@ def _named(expression: str) -> set[str]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_rules_and_panels_ask_for_what_the_version_publishes(rendered: dict[str, Path], version: str) -> None:
     """And for nothing of Triton's."""
-    rules = [rule for group in _load(rendered[version] / "prometheus/rules.yml")["groups"] for rule in group["rules"]]
+    rules = [
+        rule for group in load_yaml(rendered[version] / "prometheus/rules.yml")["groups"] for rule in group["rules"]
+    ]
     dashboard = json.loads((rendered[version] / "grafana/dashboard.json").read_text())
     known = {name + end for name in METRICS[version] for end in ("", "_bucket", "_sum", "_count")}
     known |= {rule["record"] for rule in rules if "record" in rule}
@@ -224,7 +224,7 @@ def test_every_alert_fires_on_its_own_trouble_and_none_on_another(
     rendered: dict[str, Path], tmp_path: Path, version: str
 ) -> None:
     """Promtool's unit tests; a long queue takes every slot, so `SlotsFull` comes with it."""
-    rules = _load(rendered[version] / "prometheus/rules.yml")
+    rules = load_yaml(rendered[version] / "prometheus/rules.yml")
     states = OF_REQUESTS if version == "1.2" else tuple(FIRES)
     assert {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule} | {""} == set(
         states
@@ -250,9 +250,9 @@ def _test_rules(rules: Any, tests: list[dict[str, Any]], folder: Path) -> None:
 def test_the_autoscaler_sees_a_queue(rendered: dict[str, Path], tmp_path: Path, version: str) -> None:
     """The adapter's queries as it would ask them: requests in the server, queue included."""
     folder = rendered[version] / "kubernetes"
-    rules = _load(folder / "monitoring/prometheus-adapter.yaml")["rules"]["custom"]
+    rules = load_yaml(folder / "monitoring/prometheus-adapter.yaml")["rules"]["custom"]
     targets = [
-        each["pods"]["metric"]["name"] for each in _load(folder / "horizontalpodautoscaler.yaml")["spec"]["metrics"]
+        each["pods"]["metric"]["name"] for each in load_yaml(folder / "horizontalpodautoscaler.yaml")["spec"]["metrics"]
     ]
     assert targets == [rule["name"]["as"] for rule in rules]
     plain = "e2e_request_latency_seconds_sum" if version == "1.2" else "trtllm_num_requests_running"
@@ -264,7 +264,7 @@ def test_the_autoscaler_sees_a_queue(rendered: dict[str, Path], tmp_path: Path, 
     sample = {"labels": '{instance="a"}', "value": SLOTS + 200}
     test = {"expr": query, "eval_time": "10m", "exp_samples": [sample]}
     cases = [{"interval": "15s", "input_series": _well(version, **queue), "promql_expr_test": [test]}]
-    _test_rules(_load(rendered[version] / "prometheus/rules.yml"), cases, tmp_path)
+    _test_rules(load_yaml(rendered[version] / "prometheus/rules.yml"), cases, tmp_path)
 
 
 def test_the_twin_and_what_would_be_downloaded_are_refused(tmp_path: Path) -> None:

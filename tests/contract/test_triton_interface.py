@@ -16,6 +16,7 @@ from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest
 from engines.planning import BuildPlan, emulated_manifest, make_plan
 from engines.planning.recipe import resolve_recipe
+from tests.facts import read_facts
 from triton_repo.audit.audit import audit_repository
 from triton_repo.audit.require_valid import read_config
 from triton_repo.interface.parameters import MUST_BE_THERE, NEVER_WRITTEN
@@ -23,7 +24,7 @@ from triton_repo.repository.render import render_repository
 from triton_repo.settings import ServingSettings, all_settings
 from triton_repo.settings.repository_manifest import MODELS
 
-FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "triton_interface.yaml").read_text())
+FACTS: dict[str, Any] = read_facts(Path(__file__).parent / "triton_interface.yaml")
 HEAD = MadeBy(command="test", version="0")
 # Every setting at a value of its own; those that exclude each other stand in MODES below.
 EVERYTHING = {

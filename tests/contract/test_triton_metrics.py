@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from engines.emulator import Batcher, BatcherSettings, Request
 from engines.files import Document, MadeBy
@@ -14,10 +13,11 @@ from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.steptime import step_time_for
+from tests.facts import read_facts
 from triton_repo.models.engine_clock import Lateness
 from triton_repo.models.engine_metrics import ENERGY_NAME, EngineMetrics
 
-FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "triton_interface.yaml").read_text())["metrics"]
+FACTS: dict[str, Any] = read_facts(Path(__file__).parent / "triton_interface.yaml")["metrics"]
 LABELS = {"model": "tensorrt_llm", "version": "1"}
 SLOTS = 8
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from engines.build.trtllm import compile_command, converter_command, engine_differences, smoke_command
 from engines.errors import TargetMissedError, UserError
@@ -17,9 +16,10 @@ from engines.planning import BuildPlan, make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec.gpu import known_gpus
 from engines.spec.precision import PRECISIONS
+from tests.facts import read_facts
 from triton_repo.settings.engine_config import read_engine_config
 
-FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "trtllm_interface.yaml").read_text())
+FACTS: dict[str, Any] = read_facts(Path(__file__).parent / "trtllm_interface.yaml")
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
 SEARCHED = "h100-sxm-80gb"
 MODELS = ("deepseek-r1-0528-qwen3-8b", "llama-3.1-8b")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from engines.spec import engine_profile_named, power_prior, resolve_gpu, resolve_model
+from tests.late import Late
 from validation.calibrated import read_rows
-from validation.energy.__main__ import comparison_rows, rms, table
 from validation.energy.cases import read_cases
-from validation.energy.fit import NAMES, compare, fitted
 from validation.fidelity.cases import QUANTITIES, read_case, read_points
 from validation.fidelity.comparison import errors_of, predict_case, read_comparison
 from validation.fidelity.page import calibrated_table, tables_of
 from validation.fidelity.predict import arguments_of
 
+energy, fit = Late("validation.energy.__main__", "load"), Late("validation.energy.fit", "load")  # both import SciPy
 ROOT = Path(__file__).parents[2]
 CASES = [path.parent for path in sorted((ROOT / "validation").rglob("case.yaml"))]
 
@@ -89,14 +89,14 @@ def test_the_page_is_made_of_the_files() -> None:
 def test_the_power_prior_is_the_fit_to_its_cases() -> None:
     """The shipped constants and spreads are what the measured watts give, and every comparison is what it says."""
     cases = read_cases()
-    best, found, shipped = fitted(cases), compare(cases), power_prior()
-    for name in NAMES:
+    best, found, shipped = fit.fitted(cases), fit.compare(cases), power_prior()
+    for name in fit.NAMES:
         assert getattr(shipped, name) == pytest.approx(getattr(best, name), rel=5e-3)
-    assert shipped.spread("h100-sxm-80gb").log_sd == pytest.approx(rms(found, other_gpu=False), abs=1e-3)
-    assert shipped.spread("a100-sxm-80gb").log_sd == pytest.approx(2 * rms(found, other_gpu=True), abs=1e-3)
+    assert shipped.spread("h100-sxm-80gb").log_sd == pytest.approx(energy.rms(found, other_gpu=False), abs=1e-3)
+    assert shipped.spread("a100-sxm-80gb").log_sd == pytest.approx(2 * energy.rms(found, other_gpu=True), abs=1e-3)
     for each in found:
         assert each.measured.case.licence
-        head, *rows = comparison_rows(each)
+        head, *rows = energy.comparison_rows(each)
         with (each.measured.folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
             kept = list(csv.reader(file))
         assert kept[0] == head
@@ -104,4 +104,4 @@ def test_the_power_prior_is_the_fit_to_its_cases() -> None:
             assert [float(cell or 0) for cell in row] == pytest.approx(
                 [float(cell or 0) for cell in written], rel=1e-3, abs=0.01
             )
-    assert table(found) in (ROOT / "docs/measurements/energy.md").read_text("utf-8")
+    assert energy.table(found) in (ROOT / "docs/measurements/energy.md").read_text("utf-8")

@@ -13,9 +13,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tests.facts import read_facts
 
-FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "trtllm_checkpoint.yaml").read_text())
+FACTS: dict[str, Any] = read_facts(Path(__file__).parent / "trtllm_checkpoint.yaml")
 HALF = {"bfloat16": "BF16", "float16": "F16"}
 KV_ALGOS = {"16bit": None, "fp8": "FP8", "int8": "INT8"}
 Tensors = dict[str, tuple[str, tuple[int, ...]]]

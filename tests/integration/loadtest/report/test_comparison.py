@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from engines.errors import UserError
 from engines.files import made_by, write_json
@@ -20,7 +19,10 @@ from loadtest.report.comparison_schema import Change
 from loadtest.report.gate import Gate, cases_of
 from loadtest.report.report import summarize_runs
 from loadtest.results.records import Kind, RequestRecord, ValidityIssue
+from tests.late import Late
 from tests.unit.loadtest.made import level, manifest
+
+matplotlib = Late("matplotlib.figure", "load")
 
 
 def run(
@@ -213,7 +215,7 @@ def test_tails_end_where_the_sample_does(tmp_path: Path) -> None:
     ttft = detail.levels[0].ttft
     assert ttft is not None
     assert ttft.size <= 400
-    figure = Figure()
+    figure = matplotlib.Figure()
     panel = figure.subplots()
     _tail_panel(panel, [("10", "#000000", ttft)], "tail")
     assert min(panel.lines[0].get_ydata()) >= 1 / ttft.size

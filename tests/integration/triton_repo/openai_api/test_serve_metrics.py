@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from tests.facts import read_facts
 from triton_repo.openai_api.serve_metrics import BUCKETS, MeasuredReply, ServeMetrics
 from triton_repo.openai_api.triton_client import EngineTimes, Generation
 
-PUBLISHED: dict[str, list[str]] = yaml.safe_load(
-    (Path(__file__).parents[3] / "contract" / "serve_metrics.yaml").read_text()
-)["versions"]
+PUBLISHED: dict[str, list[str]] = read_facts(Path(__file__).parents[3] / "contract" / "serve_metrics.yaml")["versions"]
 LABELS = 'model="tensorrt_llm",version="1"'
 TRITON = "\n".join(
     [

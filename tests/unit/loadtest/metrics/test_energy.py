@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -93,20 +95,24 @@ def test_power_readings_serve_where_there_is_no_counter() -> None:
 @pytest.mark.parametrize(
     ("samples", "kind", "reason"),
     [
-        ([Sample(t_s=1.0, values={"x": 1.0})], "measured", "--power-url"),
-        ([_sample(t, _dcgm(9.0, 0.0)) for t in TIMES], "measured", "moved 0 times"),
-        ([_sample(t, _dcgm(None, 0.0)) for t in TIMES], "measured", "none above zero"),
-        ([_sample(t, _dcgm(9223372036854775.794, None)) for t in TIMES], "measured", "--power-url"),
-        ([_sample(t, _dcgm(30 * 400.0 * (t // 30), None)) for t in TIMES], "measured", "--collect-interval"),
-        ([_sample(t, _dcgm(400.0 * (t if t < 40 else t - 40), None)) for t in TIMES], "measured", "reset"),
-        ([_sample(t, _dcgm(400.0 * t, None)) for t in TIMES if t < 50], "measured", "from the begin"),
-        ([_sample(t, _dcgm(400.0 * t, 400.0)) for t in TIMES], "emulated", "Triton's metrics page (--metrics-url)"),
-        ([_sample(t, _dcgm(400.0 * t, 400.0)) for t in TIMES], "predicted", "no joules of the power model"),
+        (lambda: [Sample(t_s=1.0, values={"x": 1.0})], "measured", "--power-url"),
+        (lambda: [_sample(t, _dcgm(9.0, 0.0)) for t in TIMES], "measured", "moved 0 times"),
+        (lambda: [_sample(t, _dcgm(None, 0.0)) for t in TIMES], "measured", "none above zero"),
+        (lambda: [_sample(t, _dcgm(9223372036854775.794, None)) for t in TIMES], "measured", "--power-url"),
+        (lambda: [_sample(t, _dcgm(30 * 400.0 * (t // 30), None)) for t in TIMES], "measured", "--collect-interval"),
+        (lambda: [_sample(t, _dcgm(400.0 * (t if t < 40 else t - 40), None)) for t in TIMES], "measured", "reset"),
+        (lambda: [_sample(t, _dcgm(400.0 * t, None)) for t in TIMES if t < 50], "measured", "from the begin"),
+        (
+            lambda: [_sample(t, _dcgm(400.0 * t, 400.0)) for t in TIMES],
+            "emulated",
+            "Triton's metrics page (--metrics-url)",
+        ),
+        (lambda: [_sample(t, _dcgm(400.0 * t, 400.0)) for t in TIMES], "predicted", "no joules of the power model"),
     ],
     ids=["no page", "still", "zero", "unsupported", "30 s exporter", "reset", "exporter died", "emulated", "predicted"],
 )
-def test_what_is_unknown_is_no_zero(samples: list[Sample], kind: str, reason: str) -> None:
+def test_what_is_unknown_is_no_zero(samples: Callable[[], list[Sample]], kind: str, reason: str) -> None:
     """No page, a dead or slow exporter, a reset, a GPU that reports nothing, a machine without one: the reason."""
-    found, told = _energy(samples, kind=kind)
+    found, told = _energy(samples(), kind=kind)
     assert found is None
     assert reason in (told or "")

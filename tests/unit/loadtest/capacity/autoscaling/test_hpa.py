@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from engines.autoscaling import DEFAULT_DOWN, DEFAULT_UP, Policy, ScalingLaw, ScalingRules
@@ -18,8 +17,9 @@ from loadtest.capacity.autoscaling.hpa import (
     replicas_of_sum,
     replicas_of_value,
 )
+from tests.facts import read_facts
 
-UPSTREAM = yaml.safe_load(Path(__file__).with_name("upstream_hpa.yaml").read_text(encoding="utf-8"))
+UPSTREAM = read_facts(Path(__file__).with_name("upstream_hpa.yaml"))
 NOW_S = 100_000.0
 
 
