@@ -15,10 +15,12 @@ from engines.http_fetch import Deadline, connected, fetch
 from engines.model_list import is_model_name
 from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of, tls_context
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
-from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call
+from loadtest.client.server_info import ANSWER_LIMIT_BYTES, NEEDS_KEY, call, key_hint
 
 PROBE_WITHIN_S = 2.0
 _PARTS = frozenset({"preprocessing", "postprocessing"})
+_STATUS = "status "
+_KEY_REFUSED = frozenset(f"{_STATUS}{status.value}" for status in NEEDS_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,18 @@ def served_models(endpoint: Endpoint, key: str | None) -> list[ServedModel]:
     """Return the models that a server lists, in its order; empty if it lists none.
 
     Triton's models that only preprocess or postprocess text are omitted.
+
+    Raises:
+        MissingError: The list needs a key, and none was given or it was refused.
     """
     if endpoint.is_openai:
-        document = _json(endpoint, f"{_v1(endpoint)}/models", key=key)
+        path = f"{_v1(endpoint)}/models"
+        document = _json(endpoint, path, key=key)
+        if isinstance(document, str) and document in _KEY_REFUSED:
+            raise MissingError(
+                f"{endpoint.url('')}: GET {path} answered {document.removeprefix(_STATUS)}",
+                hint=key_hint(endpoint, key),
+            )
         data = document.get("data") if isinstance(document, dict) else None
         return _models(data, "id")
     if endpoint.protocol == "triton-grpc":
@@ -133,8 +144,7 @@ def _probe_triton(endpoint: Endpoint) -> str:
 def _probe_openai(endpoint: Endpoint) -> str:
     document = _json(endpoint, f"{_v1(endpoint)}/models")
     if isinstance(document, str):
-        refused = {f"status {status}" for status in (HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value)}
-        return "" if document in refused else document  # a list that requires a key is still a list
+        return "" if document in _KEY_REFUSED else document  # a list that requires a key is still a list
     return "" if isinstance(document, dict) and isinstance(document.get("data"), list) else "not a list of models"
 
 
@@ -168,7 +178,7 @@ def _json(endpoint: Endpoint, path: str, *, key: str | None = None, body: bytes 
     try:
         answer = fetch(request, limit_s=PROBE_WITHIN_S, limit_bytes=ANSWER_LIMIT_BYTES, context=tls_context(endpoint))
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            return f"status {answer.status}"
+            return f"{_STATUS}{answer.status}"
         document = json.loads(answer.body)
     except OSError as error:
         return error.strerror or str(error)

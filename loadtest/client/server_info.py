@@ -24,6 +24,7 @@ ENGINE_KIND = "X-Engine-Kind"
 _NO_MODEL = "serve a repository that contains it with serve-repo"
 _HTTP_ASKS_IT = "use --protocol triton-http"
 # Some gateways do not list models; transformers serve fails on its list if the machine has no Hugging Face cache.
+NEEDS_KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _LISTS_NO_MODELS = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.INTERNAL_SERVER_ERROR}
 _Documents = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
 
@@ -90,7 +91,7 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
     if answer.status in _LISTS_NO_MODELS:
         return _measured(endpoint, url, model)
     if answer.status >= HTTPStatus.BAD_REQUEST:
-        hint = f"check the key in ${endpoint.api_key_env}" if answer.status in {401, 403} else "check --url"
+        hint = key_hint(endpoint, key) if answer.status in NEEDS_KEY else "check --url"
         raise MissingError(f"{url}: GET {base}/models answered {answer.status}", hint=hint)
     try:
         names = [each["id"] for each in listed_models(json.loads(answer.body))]
@@ -102,6 +103,13 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
         raise MissingError(f"{url}: no model '{model}'", hint=f"--model: one of {', '.join(sorted(names)[:8])}")
     emulated, time_scale = engine_kind(answer.headers.get(ENGINE_KIND, ""))
     return _measured(endpoint, url, model).model_copy(update={"emulated": emulated, "time_scale": time_scale})
+
+
+def key_hint(endpoint: Endpoint, key: str | None) -> str:
+    """Return what to try when a server refuses a request without a key, or with this one."""
+    if key is None:
+        return f"set {endpoint.api_key_env} to a key of this server, or name another variable with --api-key-env"
+    return f"check the key in ${endpoint.api_key_env}"
 
 
 def _measured(endpoint: Endpoint, url: str, model: str) -> ServerFacts:

@@ -33,7 +33,7 @@ from loadtest.results import (
 from loadtest.run.early_stop import EarlyStop, Enough
 from loadtest.run.fork import run_in_child
 from loadtest.run.processes import SILENT_S, STOP_WITHIN_S, Generators
-from loadtest.run.sampler import Monitor, PageReader, power_readings, read_metrics
+from loadtest.run.sampler import Monitor, PageReader, page_of, power_readings, read_metrics
 from loadtest.run.target import Target
 from loadtest.run.terminal import Terminal
 from loadtest.run.time_left import TimeLeft
@@ -184,7 +184,7 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
 
 def _pages(target: Target) -> list[PageReader]:
     """Return a reader for each metrics page: the server's own, then those with the GPUs' power."""
-    own = [partial(read_metrics, url) for url in target.metrics_urls]
+    own = [partial(read_metrics, page_of(url, target.endpoint)) for url in target.metrics_urls]
     power = [partial(power_readings, url, target.power_gpus) for url in target.power_urls]
     return [*own, *power]
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import ssl
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TypeAlias
@@ -13,6 +17,8 @@ from typing import TypeAlias
 from engines.errors import MissingError
 from engines.http_fetch import fetch
 from loadtest.client import Endpoint
+from loadtest.client.endpoint import tls_context
+from loadtest.client.protocols import key_in
 from loadtest.results import Sample, meanings_of, parse_metrics, parse_series
 
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
@@ -83,12 +89,39 @@ class Monitor:
                         file.flush()
 
 
+@dataclass(frozen=True, slots=True)
+class MetricsPage:
+    """A metrics page.
+
+    Attributes:
+        key: Sent with the request; None: none is.
+        context: For TLS; None: the system's certificates.
+    """
+
+    url: str
+    key: str | None = None
+    context: ssl.SSLContext | None = None
+
+
+def page_of(url: str, endpoint: Endpoint) -> MetricsPage:
+    """Return a metrics page for reading beside a load: the load's own server, and no other, gets its key.
+
+    Raises:
+        UserError: The key is not valid in a header.
+        OSError: The server's certificate file cannot be read.
+    """
+    if not url.startswith(endpoint.url("/")):
+        return MetricsPage(url)
+    key = key_in(os.environ, endpoint.api_key_env) if endpoint.is_openai else None
+    return MetricsPage(url, key, tls_context(endpoint))
+
+
 def metrics_url(endpoint: Endpoint) -> str | None:
     """Return the URL of a server's metrics page by the usual order of ports; None if nothing answers there."""
     port = endpoint.port + METRICS_PORT_AFTER.get(endpoint.protocol, 0)
     beside = endpoint.model_copy(update={"port": port})
     paths = ("/metrics", *((SERVE_METRICS,) if endpoint.is_openai else ()))
-    return next((url for url in map(beside.url, paths) if read_metrics(url)), None)
+    return next((url for url in map(beside.url, paths) if read_metrics(page_of(url, endpoint))), None)
 
 
 def kv_block_tokens(values: Mapping[str, float]) -> int | None:
@@ -101,32 +134,34 @@ def kv_block_tokens(values: Mapping[str, float]) -> int | None:
     return next(found, None) or None
 
 
-def read_metrics(url: str) -> dict[str, float]:
+def read_metrics(page: MetricsPage) -> dict[str, float]:
     """Return the series that this project reads, by their full text; empty if the page cannot be read now."""
     try:
-        return parse_metrics(_page(url))
+        return parse_metrics(_text(page))
     except MissingError:
         return {}
 
 
-def require_page(url: str) -> None:
+def require_page(page: MetricsPage) -> None:
     """Check that a metrics page can be read.
 
     Raises:
         MissingError: It cannot: the message states why.
     """
-    _page(url)
+    _text(page)
 
 
-def _page(url: str) -> str:
+def _text(page: MetricsPage) -> str:
     try:
-        page = fetch(url, limit_s=ANSWER_WITHIN_S, limit_bytes=PAGE_LIMIT_BYTES)
-        if page.status < HTTPStatus.BAD_REQUEST:
-            return page.body.decode("utf-8", "replace")
-        reason = f"status {page.status}"
-    except OSError as error:
+        headers = {} if page.key is None else {"Authorization": f"Bearer {page.key}"}
+        request = urllib.request.Request(page.url, headers=headers)
+        answer = fetch(request, limit_s=ANSWER_WITHIN_S, limit_bytes=PAGE_LIMIT_BYTES, context=page.context)
+        if answer.status < HTTPStatus.BAD_REQUEST:
+            return answer.body.decode("utf-8", "replace")
+        reason = f"status {answer.status}"
+    except (OSError, ValueError) as error:
         reason = str(error)
-    raise MissingError(f"{url}: the metrics page cannot be read: {reason}", hint="check --metrics-url, or omit it")
+    raise MissingError(f"{page.url}: the metrics page cannot be read: {reason}", hint="check --metrics-url, or omit it")
 
 
 def power_readings(url: str, gpus: Sequence[str]) -> dict[str, float]:
@@ -135,7 +170,7 @@ def power_readings(url: str, gpus: Sequence[str]) -> dict[str, float]:
     Args:
         gpus: Indices or UUIDs, as the page labels them; empty: every GPU.
     """
-    values = read_metrics(url)
+    values = read_metrics(MetricsPage(url))
     of_gpus = {series for series, each in meanings_of(values).items() if each.quantity.startswith("gpu_")}
     if not any(meanings_of([series])[series].quantity in POWER for series in of_gpus):
         return {}

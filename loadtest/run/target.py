@@ -24,7 +24,15 @@ from loadtest.client import (
 )
 from loadtest.client.protocols import key_in
 from loadtest.results import ServerFacts
-from loadtest.run.sampler import gpu_of, kv_block_tokens, metrics_url, power_readings, read_metrics, require_page
+from loadtest.run.sampler import (
+    gpu_of,
+    kv_block_tokens,
+    metrics_url,
+    page_of,
+    power_readings,
+    read_metrics,
+    require_page,
+)
 from loadtest.run.tokenizer import FoundTokenizer, find_tokenizer, of_earlier_runs
 
 POWER_HINT = "give the metrics page of a DCGM exporter (port 9400) or of Triton (port 8002)"
@@ -182,13 +190,15 @@ def _with_metrics(options: TargetOptions, target: Target, say: Callable[[str], o
     """
     facts = target.facts
     for page in options.metrics_url:
-        require_page(page)
+        require_page(page_of(page, target.endpoint))
     beside = None if options.metrics_url else metrics_url(target.endpoint)
     pages = tuple(dict.fromkeys(options.metrics_url)) or ((beside,) if beside else ())
     none = "no page with batch sizes found; they come from the client alone (--metrics-url URL)"
     say(f"metrics: {', '.join(pages) or none}")
     if pages and facts.perf_metrics:
-        facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(pages[0]))})
+        facts = facts.model_copy(
+            update={"kv_block_tokens": kv_block_tokens(read_metrics(page_of(pages[0], target.endpoint)))}
+        )
     for url in options.power_url:
         if not (seen := power_readings(url, options.power_gpu)):
             which = f" of GPU {', '.join(options.power_gpu)}" if options.power_gpu else ""

@@ -12,7 +12,7 @@ KEY_VARIABLE = "FRONT_API_KEY"
 
 
 def read_keys(path: Path | None, variable: str | None) -> list[str]:
-    """Return the API keys.
+    """Return the API keys: a file's lines, without comments (`# ...`), or the variable's value.
 
     Raises:
         UserError: The file cannot be read or contains no key.
@@ -27,7 +27,7 @@ def read_keys(path: Path | None, variable: str | None) -> list[str]:
         raise UserError(f"--api-key-file {path}: {error.strerror}", hint="give a file with one key per line") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--api-key-file {path}: not UTF-8 text", hint="give a file with one key per line") from error
-    keys = [line.strip() for line in lines if line.strip()]
+    keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
     if not keys:
         raise UserError(f"--api-key-file {path}: contains no key", hint="write one key per line")
     return keys

@@ -103,12 +103,12 @@ def test_listening_without_a_key_is_warned_of(tmp_path: Path, monkeypatch: pytes
 def test_where_keys_come_from(tmp_path: Path) -> None:
     """The file first, one a line; else the environment; an empty file is no open door."""
     keys = tmp_path / "keys"
-    keys.write_text("one\n\n  two \n")
+    keys.write_text("# team A\none\n\n  two \n")
     assert read_keys(keys, "three") == ["one", "two"]
     assert read_keys(None, "three") == ["three"]
     assert read_keys(None, None) == []
     assert read_keys(None, "") == []
-    keys.write_text("\n")
+    keys.write_text("\n# none yet\n")
     with pytest.raises(UserError, match="contains no key"):
         read_keys(keys, "three")
     with pytest.raises(UserError, match="No such file"):

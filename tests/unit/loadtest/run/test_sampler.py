@@ -14,7 +14,7 @@ import pytest
 from engines.errors import MissingError
 from loadtest.results.records import SAMPLES_NAME, read_samples
 from loadtest.run import sampler
-from loadtest.run.sampler import Monitor, power_readings, read_metrics, require_page
+from loadtest.run.sampler import MetricsPage, Monitor, power_readings, read_metrics, require_page
 
 
 class _Page(http.server.BaseHTTPRequestHandler):
@@ -44,7 +44,7 @@ def url() -> Iterator[str]:
 
 def test_samples_carry_the_runs_clock(url: str, tmp_path: Path) -> None:
     """Each sample is stamped with the clock it was given, and holds the series that are kept."""
-    with Monitor([partial(read_metrics, url)], tmp_path / SAMPLES_NAME, 0.02, lambda: 42.0):
+    with Monitor([partial(read_metrics, MetricsPage(url))], tmp_path / SAMPLES_NAME, 0.02, lambda: 42.0):
         deadline_s = time.monotonic() + 20
         while not (tmp_path / SAMPLES_NAME).exists() or (tmp_path / SAMPLES_NAME).read_text().count("\n") < 2:
             assert time.monotonic() < deadline_s
@@ -55,7 +55,7 @@ def test_samples_carry_the_runs_clock(url: str, tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_sampling_with_the_systems_words(url: str) -> None:
     """No traceback out of a thread: whoever follows the run finds out why."""
-    with Monitor([partial(read_metrics, url)], Path("/dev/full"), 0.02, time.monotonic) as monitor:
+    with Monitor([partial(read_metrics, MetricsPage(url))], Path("/dev/full"), 0.02, time.monotonic) as monitor:
         deadline_s = time.monotonic() + 20
         while monitor.failed is None and time.monotonic() < deadline_s:
             time.sleep(0.01)
@@ -64,10 +64,10 @@ def test_a_full_disk_ends_the_sampling_with_the_systems_words(url: str) -> None:
 
 def test_a_page_without_an_end_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is read up to a limit: one that never ends would fill the memory."""
-    require_page(url)
+    require_page(MetricsPage(url))
     monkeypatch.setattr(sampler, "PAGE_LIMIT_BYTES", 20)
     with pytest.raises(MissingError, match="the metrics page cannot be read: it has more than"):
-        require_page(url)
+        require_page(MetricsPage(url))
 
 
 def test_without_a_page_nothing_is_sampled(tmp_path: Path) -> None:

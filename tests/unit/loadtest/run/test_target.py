@@ -37,6 +37,41 @@ def test_a_url_is_enough(serve: Callable[..., int], cache: Path, capsys: pytest.
     assert "metrics: " in said
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_server_that_requires_a_key_is_found_with_it_and_its_metrics_page_is_read(
+    serve: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is the server's own: it gets the key, and a page elsewhere that would take it does not."""
+    pages = {"/v1/models": (200, {"data": [MODEL]}), "/metrics": (200, b"vllm:num_requests_running 1\n")}
+    url = f"http://127.0.0.1:{serve(pages, key='k')}"
+    monkeypatch.setenv("MY_KEY", "k")
+    found = target_of(TargetOptions(url, api_key_env="MY_KEY"), "tensorrt_llm")
+    assert (found.facts.model, found.metrics_urls) == ("my-model", (f"{url}/metrics",))
+    elsewhere = f"http://127.0.0.1:{serve(pages, key='k')}/metrics"
+    with pytest.raises(MissingError, match="the metrics page cannot be read: status 401"):
+        target_of(TargetOptions(url, api_key_env="MY_KEY", metrics_url=(elsewhere,)), "tensorrt_llm")
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("", "set MY_KEY to a key of this server, or name another variable with --api-key-env"),
+        ("wrong", "check the key in $MY_KEY"),
+    ],
+)
+def test_without_its_key_a_server_s_refusal_is_the_error(
+    serve: Callable[..., int], monkeypatch: pytest.MonkeyPatch, key: str, hint: str
+) -> None:
+    """It is not taken for a server without models."""
+    url = f"http://127.0.0.1:{serve({'/v1/models': (200, {'data': [MODEL]})}, key='k')}"
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(MissingError) as refused:
+        target_of(TargetOptions(url, api_key_env="MY_KEY"), "tensorrt_llm")
+    assert str(refused.value) == f"{url}: GET /v1/models answered 401"
+    assert refused.value.hint == hint
+
+
 @pytest.mark.parametrize(
     ("page", "reason"),
     [
