@@ -59,12 +59,13 @@ class KvCache(Strict):
 
 
 class Runtime(Strict):
-    """Run-time behaviour that the serving side must match; `new_token_ratio`: see `engine_profile.Batching`."""
+    """Run-time behaviour that the serving side must match; those of `engine_profile.Batching` are described there."""
 
     chunked_context: bool
     kv_reuse: bool
     scheduler_policy: Literal["guaranteed_no_evict", "max_utilization", "static_batch"]
     new_token_ratio: float | None = None
+    prompts_apart: bool = False
 
 
 class Notice(Strict):

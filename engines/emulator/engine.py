@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from engines.emulator.acceptance import Acceptance
 from engines.emulator.admission import Estimate
+from engines.emulator.apart import PromptIterations
 from engines.emulator.blocks import KvPool
 from engines.emulator.growth import DrawnGrowth, Growth, SteadyGrowth
 from engines.emulator.lines import DecodeLines
@@ -22,7 +23,7 @@ from engines.emulator.request import (
     RequestId,
     TokenEvent,
 )
-from engines.emulator.scheduler import Chunk, Iteration, Sequence, admissible, pack
+from engines.emulator.scheduler import Chunk, Iteration, Sequence, admissible, fitting, pack
 from engines.steptime import StepShape, StepTime, attended_tokens
 
 
@@ -45,7 +46,8 @@ class Batcher:
         self._pool = KvPool(
             settings.kv_blocks, settings.tokens_per_block, reuse=settings.kv_reuse, host_blocks=settings.host_blocks
         )
-        self._index = 0
+        self._apart = PromptIterations() if settings.prompts_apart else None
+        self._index = 0  # of iterations, or with prompts apart of decode steps
         self._grown = 0  # the first iteration whose blocks have not been allocated yet
         self._orders = 0
         self._queue: deque[Sequence] = deque()
@@ -123,7 +125,7 @@ class Batcher:
         if not chunks and not self._decoding:
             return None
         shape = self._latest = self._shape(chunks)
-        return Iteration(self._index, 1, shape, self.step_time.seconds(shape), chunks)
+        return Iteration(self._iteration(), 1, shape, self.step_time.seconds(shape), chunks)
 
     def begin_run(self, now_s: float, until_s: float) -> Iteration | None:
         """Schedule one iteration with prompts, or a run of decode iterations up to `until_s` or a sequence's end."""
@@ -132,12 +134,13 @@ class Batcher:
         if chunks:
             shape = self._latest = self._shape(chunks)
             seconds = self.step_time.seconds(shape)
-            return Iteration(self._index, 1, shape, seconds, chunks, [now_s + seconds])
+            return Iteration(self._iteration(), 1, shape, seconds, chunks, [now_s + seconds])
         if not count:
             return None
         context = self._context_tokens
         shape = self._latest = StepShape(count, context)
-        max_steps = self._first_end() - self._index + 1
+        # With prompts apart, what is paused now is asked again before the next step.
+        max_steps = 1 if self._paused and self._apart is not None else self._first_end() - self._index + 1
         if self.settings.policy == "max_utilization":
             max_steps = self._growth.steps_in_memory(self._index, self._pool.available, max_steps)
         base_s, slope_s, valid_to = self._lines.at(count, context)
@@ -151,14 +154,14 @@ class Batcher:
             seconds += base_s + slope_s * context
             end_s = now_s + seconds
             ends_s.append(end_s)
-        return Iteration(self._index, len(ends_s), shape, seconds, chunks, ends_s)
+        return Iteration(self._iteration(), len(ends_s), shape, seconds, chunks, ends_s)
 
     def finish(self, iteration: Iteration) -> list[TokenEvent]:
         """Complete an iteration; return its tokens, those of decoding sequences first."""
-        index = iteration.first_index
+        index = self._index
         made = [
             (sequence, first := sequence.produced_at(index), sequence.produced_at(index + 1) - first)
-            for sequence in self._decoding.values()
+            for sequence in (() if self._stand_still(iteration.chunks) else self._decoding.values())
         ]
         made += [(sequence, sequence.produced_before, 1) for sequence in self._completing(iteration)]
         self.advance(iteration)
@@ -166,28 +169,32 @@ class Batcher:
 
     def advance(self, iteration: Iteration) -> list[Sequence]:
         """Complete an iteration or a run; return the sequences that ended, with complete spans."""
-        self._grow_over(iteration)
-        last = iteration.first_index + iteration.repeats - 1
-        self._note_tokens(iteration)
+        end = self._index
+        if not self._stand_still(iteration.chunks):
+            end += iteration.repeats
+            self._grow_to(end)
+            self._note_tokens_to(end)
         if self._estimate is not None and not iteration.chunks:
             self._estimate.decay(iteration.repeats)
         starting = list(self._completing(iteration)) if iteration.chunks else []
         for chunk in iteration.chunks:
             self._cache(chunk)
-        self._index = last + 1
+        self._index = end
         ended = []
-        while self._ends and self._ends[0][0] <= last:
+        while self._ends and self._ends[0][0] < end:
             index, order = heapq.heappop(self._ends)
             if self._is_current(index, order):
                 ended.append(self._complete(self._decoding[order]))
-        ended += [sequence for sequence in starting if self._start_decoding(sequence, last)]
+        ended += [sequence for sequence in starting if self._start_decoding(sequence, iteration.first_index)]
+        if self._apart is not None and iteration.chunks:
+            self._apart.note(end, self._decoding.values())
         if self._queue:
             self._fetch()
         return ended
 
     def progress_of(self, request_id: RequestId) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
         """Return the spans and counts of a running request so far; see `Sequence`."""
-        return self._by_id[request_id].progress(self._index)
+        return self._by_id[request_id].progress(self._index, self._apart)
 
     def reusable_blocks(self, hashes: tuple[int, ...]) -> int:
         """Return how many first blocks of a prompt with these hashes can be found here, for KV-aware routers."""
@@ -229,7 +236,7 @@ class Batcher:
             kv_used_blocks=pool.used,
             kv_tokens_per_block=pool.tokens_per_block,
             kv_reused_blocks=pool.reused_total,
-            iteration_counter=self._index,
+            iteration_counter=self._iteration(),
             drafted_total=self._draft_steps * self.settings.draft_tokens,
             accepted_total=self._accepted,
             draft_steps_total=self._draft_steps,
@@ -243,9 +250,21 @@ class Batcher:
         """Allocate the blocks of the next iteration, and choose the prompts it computes."""
         if self._queue:
             self._fetch()
-        self._grow()
-        self._onboarded = 0
-        return self._start_chunks() if self._pending else []
+        self._onboarded = self._paused = 0
+        if self._apart is None:
+            self._grow()
+        chunks = self._start_chunks() if self._pending else []
+        if self._apart is not None and not chunks:
+            self._grow()
+        return chunks
+
+    def _iteration(self) -> int:
+        """Return the number of iterations so far, which is the index of the next one."""
+        return self._index + (0 if self._apart is None else len(self._apart))
+
+    def _stand_still(self, chunks: list[Chunk]) -> bool:
+        """Whether decoding sequences stand still in an iteration with these prompts."""
+        return self._apart is not None and bool(chunks)
 
     def _fetch(self) -> None:
         """Move requests from the queue to the active set, in order, while there is a slot."""
@@ -255,7 +274,6 @@ class Batcher:
 
     def _grow(self) -> None:
         """Allocate the next blocks of decoding sequences; while there are too few, pause the sequence started last."""
-        self._paused = 0
         while (count := self._growth.blocks_at(self._index)) > self._pool.available:
             self._pause(next(reversed(self._decoding.values())))
         if self._paused and self._estimate is not None:
@@ -264,23 +282,22 @@ class Batcher:
         if count:
             self._take_growth(count)
 
-    def _grow_over(self, iteration: Iteration) -> None:
-        """Allocate the blocks of a run's iterations, except the first, which has its own."""
-        end = iteration.first_index + iteration.repeats
-        count = self._growth.blocks_between(iteration.first_index + 1, end)
+    def _grow_to(self, end: int) -> None:
+        """Allocate the blocks of a run's iterations up to `end`, except the first, which has its own."""
+        count = self._growth.blocks_between(self._index + 1, end)
         self._grown = end
         if count:
             self._take_growth(count)
 
-    def _note_tokens(self, iteration: Iteration) -> None:
-        """Count what an iteration, or a run, adds to the decoding sequences."""
-        end, count = iteration.first_index + iteration.repeats, len(self._decoding)
-        gained = self._growth.tokens_between(iteration.first_index, end, count)
+    def _note_tokens_to(self, end: int) -> None:
+        """Count what an iteration, or a run up to `end`, adds to the decoding sequences."""
+        steps = (end - self._index) * len(self._decoding)
+        gained = self._growth.tokens_between(self._index, end, len(self._decoding))
         self._context_tokens += gained
         if self._acceptance is not None:
-            self._draft_steps += iteration.repeats * count
-            self._accepted += gained - iteration.repeats * count
-        self._growth.forget(iteration.first_index, end)
+            self._draft_steps += steps
+            self._accepted += gained - steps
+        self._growth.forget(self._index, end)
 
     def _take_growth(self, count: int) -> None:
         self._pool.take(count)
@@ -288,7 +305,8 @@ class Batcher:
             self._pool.reserved -= count
 
     def _start_chunks(self) -> list[Chunk]:
-        budget = self.settings.max_num_tokens - len(self._decoding) * self.settings.step_tokens
+        decoding = len(self._decoding) if self._apart is None else 0
+        budget = self.settings.max_num_tokens - decoding * self.settings.step_tokens
         slots = self.settings.max_batch_size - len(self._decoding)
         if not slots or budget <= 0:
             return []
@@ -307,16 +325,7 @@ class Batcher:
         if self._estimate is not None:
             pending, decoding = self._pending.values(), self._decoding.values()
             return self._estimate.startable(pending, decoding, self._index, self._pool)
-        return self._fitting()
-
-    def _fitting(self) -> Iterator[Sequence]:
-        """Yield waiting prompts whose own blocks fit now, without counting their future output."""
-        spare = self._pool.available
-        for sequence in self._pending.values():
-            if not sequence.has_blocks:
-                spare -= self._pool.blocks_for(sequence.prompt_tokens)
-            if sequence.has_blocks or spare >= 0:
-                yield sequence
+        return fitting(self._pending.values(), self._pool)
 
     def _take_prompt(self, sequence: Sequence) -> None:
         sequence.has_blocks = True
@@ -335,9 +344,10 @@ class Batcher:
         return self._pool.blocks_for(sequence.final_tokens + self.settings.draft_tokens) - held
 
     def _shape(self, chunks: list[Chunk]) -> StepShape:
+        stand_still = self._stand_still(chunks)
         return StepShape(
-            decode_sequences=len(self._decoding),
-            decode_context_tokens=self._context_tokens,
+            decode_sequences=0 if stand_still else len(self._decoding),
+            decode_context_tokens=0 if stand_still else self._context_tokens,
             prefill_sequences=len(chunks),
             prefill_tokens=sum(tokens for _, tokens in chunks),
             prefill_attended_tokens=sum(attended_tokens(tokens, s.cached_tokens) for s, tokens in chunks),
@@ -365,14 +375,16 @@ class Batcher:
             hashes = sequence.request.prefix_hashes[:full]
             sequence.shared_blocks = self._pool.publish(hashes, sequence.shared_blocks)
 
-    def _start_decoding(self, sequence: Sequence, index: int) -> bool:
+    def _start_decoding(self, sequence: Sequence, iteration: int) -> bool:
         """Start decoding a sequence in the next iteration; return whether it has ended instead."""
         del self._pending[sequence.order]
+        index = self._index - 1
+        sequence.first_iteration = iteration
         sequence.start(index)
         if sequence.last_index == index:
+            sequence.leave(index, self._apart)
             sequence.decode_index = -1
-            sequence.leave(index)
-            self._end(sequence, self._reason(sequence))
+            self._end(sequence, sequence.finish_reason)
             return True
         self._decoding[sequence.order] = sequence
         self._context_tokens += sequence.prompt_tokens
@@ -398,16 +410,12 @@ class Batcher:
         return sequence is not None and sequence.last_index == last_index
 
     def _complete(self, sequence: Sequence) -> Sequence:
-        sequence.leave(sequence.last_index)
+        sequence.leave(sequence.last_index, self._apart)
         if sequence.request.prefix_hashes:
             self._publish(sequence, sequence.tokens_at(self._index))
         self._stop_decoding(sequence)
-        self._end(sequence, self._reason(sequence))
+        self._end(sequence, sequence.finish_reason)
         return sequence
-
-    def _reason(self, sequence: Sequence) -> FinishReason:
-        max_tokens = sequence.request.max_output_tokens
-        return FinishReason.LENGTH if sequence.output_tokens == max_tokens else FinishReason.END_TOKEN
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.ended = reason
@@ -433,7 +441,7 @@ class Batcher:
         self._stop_decoding(sequence)
         self._release(sequence, paused=True)
         produced = sequence.produced_at(self._index)
-        sequence.leave(self._index - 1)
+        sequence.leave(self._index - 1, self._apart)
         sequence.prompt_tokens = sequence.request.prompt_tokens + produced
         sequence.produced_before = produced
         sequence.cached_tokens = sequence.shared_blocks = 0

@@ -67,6 +67,7 @@ class BatcherSettings:
         kv_reuse: Keep the blocks of finished prompts for later ones with the same prefix.
         chunked_context: A prompt may be computed over several iterations.
         new_token_ratio: With `max_utilization`: the initial ratio of `admission.Estimate`; None: no estimate.
+        prompts_apart: Sequences that decode stand still in iterations with prompts; see `apart`.
         chunking: How chunks share an iteration's tokens.
         max_queue_size: Maximum requests waiting outside the active set; 0: no limit.
         draft_tokens: Draft tokens that each sequence verifies in a decode step; 0: no speculation.
@@ -86,6 +87,7 @@ class BatcherSettings:
     chunked_context: bool = False
     policy: SchedulerPolicy = "guaranteed_no_evict"
     new_token_ratio: float | None = None
+    prompts_apart: bool = False
     chunking: ChunkingPolicy = "first_come"
     max_queue_size: int = 0
     draft_tokens: int = 0

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from engines.emulator.acceptance import Draws
+from engines.emulator.apart import PromptIterations
 from engines.emulator.blocks import KvPool
 from engines.emulator.request import BatcherSettings, FinishReason, Request
 from engines.steptime import StepShape
@@ -33,6 +34,7 @@ class Sequence:
         has_blocks: Whether it holds blocks.
         decode_index: Iteration of its first decode step; -1 while it does not decode.
         first_new_index: Iteration of its first new token since it (re)started.
+        first_iteration: The same; with prompts apart, where the others count decode steps, still the iteration.
         last_index: Iteration of its last token.
         produced_before: Tokens produced before it (re)started.
         spans: Finished periods as (first, last) iteration; one new token in each iteration of a span, or as many as
@@ -52,6 +54,7 @@ class Sequence:
         "emitted",
         "ended",
         "final_tokens",
+        "first_iteration",
         "first_new_index",
         "has_blocks",
         "last_index",
@@ -75,7 +78,7 @@ class Sequence:
         self.shared_blocks = 0
         self.has_blocks = False
         self.decode_index = -1
-        self.first_new_index = -1
+        self.first_iteration = self.first_new_index = -1
         self.last_index = -1
         self.produced_before = 0
         self.spans: list[tuple[int, int]] = []
@@ -83,6 +86,12 @@ class Sequence:
         self.accepted: Draws | None = None
         self.emitted: list[int] = []
         self.ended: FinishReason | None = None
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why it ends with its last token."""
+        is_longest = self.output_tokens == self.request.max_output_tokens
+        return FinishReason.LENGTH if is_longest else FinishReason.END_TOKEN
 
     def tokens_at(self, index: int) -> int:
         """Return the tokens whose KV it holds, or has blocks for, before iteration `index`."""
@@ -106,20 +115,26 @@ class Sequence:
             self.emitted = self.accepted.emitted(left)
         self.last_index = index + (len(self.emitted) - 1 if self.emitted else left)
 
-    def leave(self, last_index: int) -> None:
+    def leave(self, last_index: int, apart: PromptIterations | None) -> None:
         """Close the current span: the latest token is that of iteration `last_index`."""
-        self.spans.append((self.first_new_index, last_index))
+        self.spans += self._spans_to(last_index, apart)
         if self.accepted is not None:
             steps = last_index - self.first_new_index
             self.counts += self._counts_of(steps)
             self.accepted = self.accepted.after(steps)
 
-    def progress(self, index: int) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+    def progress(self, index: int, apart: PromptIterations | None) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
         """Return its spans and counts before iteration `index`."""
         if self.decode_index < 0:
             return list(self.spans), tuple(self.counts)
         own = self._counts_of(index - 1 - self.first_new_index) if self.accepted is not None else []
-        return [*self.spans, (self.first_new_index, index - 1)], (*self.counts, *own)
+        return [*self.spans, *self._spans_to(index - 1, apart)], (*self.counts, *own)
+
+    def _spans_to(self, last_index: int, apart: PromptIterations | None) -> list[tuple[int, int]]:
+        """Return the iterations of its tokens since it (re)started."""
+        if apart is None:
+            return [(self.first_new_index, last_index)]
+        return apart.spans(self.first_iteration, self.decode_index, last_index)
 
     def _counts_of(self, steps: int) -> list[int]:
         """Return the tokens of the current span's iterations: its first token, and those of some decode steps."""
@@ -178,6 +193,16 @@ def admissible(
                 break
         yield sequence
     yield from (sequence for sequence in waiting if sequence.has_blocks)
+
+
+def fitting(pending: Iterable[Sequence], pool: KvPool) -> Iterator[Sequence]:
+    """Yield the waiting sequences whose own blocks fit now, without counting their future output."""
+    spare = pool.available
+    for sequence in pending:
+        if not sequence.has_blocks:
+            spare -= pool.blocks_for(sequence.prompt_tokens)
+        if sequence.has_blocks or spare >= 0:
+            yield sequence
 
 
 class ReuseGate:

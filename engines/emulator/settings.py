@@ -23,6 +23,7 @@ def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> Batcher
         chunked_context=runtime.chunked_context,
         policy=runtime.scheduler_policy,
         new_token_ratio=runtime.new_token_ratio,
+        prompts_apart=runtime.prompts_apart,
         max_queue_size=max_queue_size,
         draft_tokens=0 if speculative is None else speculative.verified_tokens,
         acceptance=() if speculative is None else speculative.acceptance,

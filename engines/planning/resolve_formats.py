@@ -133,6 +133,7 @@ def resolve_runtime(choices: Choices, kv_format: KvFormat, precision: Precision)
         kv_reuse=values["kv_cache.reuse"],
         scheduler_policy=policy,
         new_token_ratio=batching.new_token_ratio,
+        prompts_apart=batching.prompts_apart,
     )
 
 

@@ -33,6 +33,7 @@ class Batching(Strict):
             do; `guaranteed_no_evict` reserves a request's whole length.
         new_token_ratio: With `max_utilization`: initial share of a running request's `max_tokens` that it is expected
             to need, see `emulator.admission`; None: a prompt starts as soon as it fits itself.
+        prompts_apart: An iteration computes prompts or decodes, prompts first, as SGLang does; false: both together.
         memory_fraction: Share of the memory left after the weights that becomes KV cache.
     """
 
@@ -41,6 +42,7 @@ class Batching(Strict):
     max_batch_size: int | None = None
     scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] | None = None
     new_token_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    prompts_apart: bool = False
     memory_fraction: float | None = None
 
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engines.emulator.engine import Batcher
@@ -53,6 +53,7 @@ any_settings = st.builds(
     chunked_context=st.booleans(),
     policy=st.sampled_from(["guaranteed_no_evict", "max_utilization", "static_batch"]),
     new_token_ratio=st.sampled_from([None, 0.7]),
+    prompts_apart=st.booleans(),
     chunking=st.sampled_from(["first_come", "equal_progress"]),
 )
 any_requests = st.lists(
@@ -239,6 +240,21 @@ def _times_by_runs(limits: BatcherSettings, step_time: StepTime, coming: list[tu
     step_time=st.sampled_from([STEP_TIME, Stepped()]),
     wanted=any_requests,
     gaps_ms=st.lists(st.floats(0, 400), min_size=40, max_size=40),
+)
+@example(  # with prompts apart, what was paused for drafts' blocks may restart after one step
+    limits=_settings(
+        DRAFTS[2],
+        max_batch_size=3,
+        max_num_tokens=320,
+        max_seq_len=300,
+        tokens_per_block=BLOCK,
+        kv_blocks=BLOCKS,
+        policy="max_utilization",
+        prompts_apart=True,
+    ),
+    step_time=STEP_TIME,
+    wanted=[(1, 1, 0, 0), (99, 75, 0, 0), (140, 68, 0, 0), (198, 53, 0, 0)],
+    gaps_ms=[0.0] * 40,
 )
 def test_runs_give_each_token_the_time_that_steps_give_it(
     limits: BatcherSettings,
