@@ -8,15 +8,14 @@ letters differently, and the tokens must be those that the model was trained on.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
 
-from triton_repo.models.text import byte_alphabet
+from triton_repo.models.text import byte_alphabet, described
 
 CACHED_PIECES = 65_536
 CACHED_CHARACTERS = 32  # longer pieces rarely recur, and a client could send any number of them
@@ -49,13 +48,12 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        description = json.loads(tokenizer.to_str())
-        self._pieces_of = _cut_for(description)
+        self._pieces_of = _cut_for(tokenizer)
         self.is_fast = self._pieces_of is not None
-        added = description["added_tokens"] or []
-        self._added = {token["content"]: int(token["id"]) for token in added}
-        self._split = [_splitter(added, normalized=normalized) for normalized in (False, True)]
-        self._normalizes = description["normalizer"] is not None
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {token.content: token_id for token_id, token in added.items()}
+        self._split = [_splitter(added.values(), normalized=normalized) for normalized in (False, True)]
+        self._normalizes = tokenizer.normalizer is not None
         self._model = tokenizer.model
         self._written = dict(enumerate(byte_alphabet()))
         self._known: dict[str, tuple[int, ...]] = {}
@@ -134,10 +132,10 @@ class Encoder:
         return tokens
 
 
-def _cut_for(description: dict[str, Any]) -> Callable[[str], Sequence[str]] | None:
+def _cut_for(tokenizer: Tokenizer) -> Callable[[str], Sequence[str]] | None:
     """Return a function that splits ASCII as the tokenizer does; None for an unknown kind of tokenizer."""
-    steps = (description["pre_tokenizer"] or {}).get("pretokenizers", [])
-    if [step["type"] for step in steps] != ["Split", "ByteLevel"] or not _is_plain(description):
+    steps = described(tokenizer.pre_tokenizer).get("pretokenizers", [])
+    if [step["type"] for step in steps] != ["Split", "ByteLevel"] or not _is_plain(tokenizer):
         return None
     split, byte_level = steps
     pattern = _CUTS.get(split["pattern"].get("Regex"))
@@ -147,19 +145,20 @@ def _cut_for(description: dict[str, Any]) -> Callable[[str], Sequence[str]] | No
     return re.compile(pattern, re.ASCII).findall
 
 
-def _is_plain(description: dict[str, Any]) -> bool:
+def _is_plain(tokenizer: Tokenizer) -> bool:
     """Whether the tokens of a word depend on the word alone."""
-    model, normalizer = description["model"], description["normalizer"] or {"type": "NFC"}
-    special = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
-    if model["type"] != "BPE" or any(model.get(key) for key in special) or normalizer["type"] != "NFC":
+    model = tokenizer.model
+    if not isinstance(model, BPE) or described(tokenizer.normalizer).get("type", "NFC") != "NFC":
         return False
-    added = description["added_tokens"] or []
-    return not any(token[key] for token in added for key in ("single_word", "lstrip", "rstrip"))
+    if model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
+        return False
+    added = tokenizer.get_added_tokens_decoder().values()
+    return not any(token.single_word or token.lstrip or token.rstrip for token in added)
 
 
-def _splitter(added: Iterable[dict[str, Any]], *, normalized: bool) -> Callable[[str], Sequence[str]]:
+def _splitter(added: Iterable[AddedToken], *, normalized: bool) -> Callable[[str], Sequence[str]]:
     """Return a function that splits text at added tokens of one kind: text and token alternate, longest match first."""
-    contents = [token["content"] for token in added if token["normalized"] is normalized]
+    contents = [token.content for token in added if token.normalized is normalized]
     if not contents:
         return lambda text: (text,)
     longest_first = sorted(contents, key=len, reverse=True)

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+LARGEST_ID = 2**32 - 1  # in the library
+
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
@@ -47,8 +49,8 @@ class TextStream(Protocol):
 class Detokenizer:
     """Converts token ids to text, whole or as a stream.
 
-    For a byte-level vocabulary (Qwen, Llama 3, GPT-2, SmolLM) each token's bytes are looked up once, and a token costs
-    one list access. For others, the library's incremental decoder is used.
+    For a byte-level vocabulary (Qwen, Llama 3, GPT-2, SmolLM) each token's bytes are looked up at its first use; from
+    then on a token costs one dictionary access. For others, the library's incremental decoder is used.
 
     Args:
         tokenizer: As returned by `load_tokenizer`.
@@ -59,7 +61,9 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        self._pieces = token_bytes(tokenizer, skip_special_tokens=skip_special_tokens, kept=kept)
+        self._pieces: TokenBytes | None = None
+        if _is_byte_level(described(tokenizer.decoder)):
+            self._pieces = TokenBytes(tokenizer, skip_special_tokens=skip_special_tokens, kept=kept)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of a whole reply; unknown ids add nothing, as in the library."""
@@ -120,7 +124,7 @@ class StreamsById:
 class _ByteStream:
     """A reply in a byte-level vocabulary."""
 
-    def __init__(self, pieces: list[bytes]) -> None:
+    def __init__(self, pieces: TokenBytes) -> None:
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -191,26 +195,35 @@ def word_list(words: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
     return flat, ends + [-1] * (len(flat) - len(ends))
 
 
-def token_bytes(tokenizer: Tokenizer, *, skip_special_tokens: bool, kept: Collection[str] = ()) -> list[bytes] | None:
-    """Return each token's bytes by id for a byte-level vocabulary; None for any other kind.
+class TokenBytes(dict[int, bytes]):
+    """Each token's bytes by id in a byte-level vocabulary, found at its first use; ids without a token have none.
 
     Added tokens with characters outside the byte alphabet represent their own text.
     """
-    description = json.loads(tokenizer.to_str())
-    if not _is_byte_level(description.get("decoder")):
-        return None
-    skipped = (
-        {token["id"] for token in description["added_tokens"] if token["special"] and token["content"] not in kept}
-        if skip_special_tokens
-        else set()
-    )
-    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    pieces = [b""] * (max(vocabulary.values()) + 1)
-    for token, token_id in vocabulary.items():
-        if token_id not in skipped:
-            pieces[token_id] = _bytes_of(token, byte_of)
-    return pieces
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, kept: Collection[str] = ()) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+        if skip_special_tokens:
+            added = tokenizer.get_added_tokens_decoder()
+            self.update((id_, b"") for id_, token in added.items() if token.special and token.content not in kept)
+
+    def __missing__(self, token_id: int) -> bytes:
+        """Return a token's bytes and keep them; an unknown id is not kept, as a reply may have any number of them."""
+        token = self._tokenizer.id_to_token(token_id) if 0 <= token_id <= LARGEST_ID else None
+        if token is None:
+            return b""
+        self[token_id] = found = _bytes_of(token, self._byte_of)
+        return found
+
+
+def described(part: Any) -> dict[str, Any]:
+    """Return a part of a tokenizer, such as its decoder, as tokenizer.json describes it; nothing for None.
+
+    The description of the whole contains the vocabulary, which takes half a second to write and read.
+    """
+    return {} if part is None else dict(json.loads(part.__getstate__()))
 
 
 def byte_alphabet() -> str:
@@ -229,10 +242,9 @@ def byte_alphabet() -> str:
     return "".join(chr(byte if byte in printable else next(shifted)) for byte in range(0x100))
 
 
-def _join(pieces: list[bytes], token_ids: Iterable[int]) -> bytes:
+def _join(pieces: TokenBytes, token_ids: Iterable[int]) -> bytes:
     """Return the bytes of tokens; ids outside the vocabulary (padding, unused rows) have none."""
-    count = len(pieces)
-    return b"".join([pieces[token_id] for token_id in token_ids if 0 <= token_id < count])
+    return b"".join([pieces[token_id] for token_id in token_ids])
 
 
 def _bytes_of(token: str, byte_of: dict[str, int]) -> bytes:
@@ -242,12 +254,10 @@ def _bytes_of(token: str, byte_of: dict[str, int]) -> bytes:
         return token.encode("utf-8")
 
 
-def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
-    if decoder is None:
-        return False
-    if decoder["type"] == "Sequence":
+def _is_byte_level(decoder: dict[str, Any]) -> bool:
+    if decoder.get("type") == "Sequence":
         return [inner["type"] for inner in decoder["decoders"]] == ["ByteLevel"]
-    return bool(decoder["type"] == "ByteLevel")
+    return decoder.get("type") == "ByteLevel"
 
 
 def _token_id(tokenizer: Tokenizer, named: object) -> int | None:

@@ -56,7 +56,7 @@ def test_replies_are_kept_apart_by_their_ids() -> None:
     assert len(streams) == 0
 
 
-@pytest.mark.parametrize("token", [-1, 256, 10_000])
+@pytest.mark.parametrize("token", [-1, 256, 10_000, 2**32, 2**63])
 def test_ids_without_a_token_add_nothing(token: int) -> None:
     """Padded vocabularies have rows that stand for no text."""
     assert DETOKENIZER.text([65, token, 66]) == "AB"
