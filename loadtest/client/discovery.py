@@ -15,7 +15,7 @@ from engines.http_fetch import Deadline, connected, fetch
 from engines.model_list import is_model_name
 from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of, tls_context
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
-from loadtest.client.server_info import ANSWER_LIMIT_BYTES, NEEDS_KEY, call, key_hint
+from loadtest.client.server_info import ANSWER_LIMIT_BYTES, NEEDS_KEY, UNTRUSTED, call, key_hint, untrusted
 
 PROBE_WITHIN_S = 2.0
 _PARTS = frozenset({"preprocessing", "postprocessing"})
@@ -55,6 +55,7 @@ def discover_protocol(url: str, *, ca_file: Path | None = None, insecure: bool =
 
     Raises:
         UserError: As `endpoint_of` does.
+        MissingError: The server's certificate is not trusted.
     """
     tried: list[str] = []
     is_grpc = url.partition("://")[0] in {"grpc", "grpcs"}
@@ -72,6 +73,8 @@ def discover_protocol(url: str, *, ca_file: Path | None = None, insecure: bool =
         response = probe(endpoint)
         if not response:
             return Discovery(protocol, tuple(tried), True)
+        if UNTRUSTED in response:
+            raise untrusted(endpoint, response)
         tried.append(f"{name.format(base=endpoint.base_path, v1=_v1(endpoint))}: {response}")
     return Discovery(None, tuple(tried), True)
 

@@ -239,7 +239,8 @@ class HttpSession(StoredReply):
         """Return the error for a reply that is not an event stream."""
         text = error_text(self._line)
         if self._status != HTTP_OK:
-            return ProtocolError(text or f"HTTP status {self._status}", rejected=self._status in HTTP_REJECTED)
+            stated = _stated_error(self._line) or f"HTTP status {self._status}{f': {text}' if text else ''}"
+            return ProtocolError(stated, rejected=self._status in HTTP_REJECTED)
         return ProtocolError(f"answered with {self._type or 'no content type'}, not {EVENT_STREAM}: {text or 'empty'}")
 
 
@@ -268,12 +269,20 @@ class _Callbacks:
 
 def error_text(body: bytes) -> str | None:
     """Return the `error` of a JSON body or event, or the start of the body; None if it is empty."""
-    text = body.decode("utf-8", "replace").strip().removeprefix("data:").strip()
+    return _stated_error(body) or _text(body)[:ERROR_TEXT_BYTES] or None
+
+
+def _stated_error(body: bytes) -> str | None:
+    """Return the `error` of a JSON body or event; None if it has none."""
     try:
-        loaded = json.loads(text)
+        loaded = json.loads(_text(body))
     except (ValueError, RecursionError):
-        return text[:ERROR_TEXT_BYTES] or None
+        return None
     error = loaded.get("error") if isinstance(loaded, dict) else None
     if isinstance(error, dict):
         error = error.get("message", error)
-    return str(text if error is None else error)[:ERROR_TEXT_BYTES]
+    return None if error is None else str(error)[:ERROR_TEXT_BYTES]
+
+
+def _text(body: bytes) -> str:
+    return body.decode("utf-8", "replace").strip().removeprefix("data:").strip()

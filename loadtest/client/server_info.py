@@ -24,6 +24,7 @@ ENGINE_KIND = "X-Engine-Kind"
 _NO_MODEL = "serve a repository that contains it with serve-repo"
 _HTTP_ASKS_IT = "use --protocol triton-http"
 # Some gateways do not list models; transformers serve fails on its list if the machine has no Hugging Face cache.
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # in OpenSSL's text of the error
 NEEDS_KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _LISTS_NO_MODELS = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.INTERNAL_SERVER_ERROR}
 _Documents = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
@@ -245,12 +246,17 @@ def _connected(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
         raise
 
 
+def untrusted(endpoint: Endpoint, reason: str) -> MissingError:
+    """Return the error for a server whose certificate is not trusted."""
+    return MissingError(
+        f"{endpoint.authority}: the certificate is not trusted: {reason}",
+        hint="trust its issuer with --ca-file, or skip verification with --insecure",
+    )
+
+
 def _no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return MissingError(
-            f"{endpoint.authority}: the certificate is not trusted: {error}",
-            hint="trust its issuer with --ca-file, or skip verification with --insecure",
-        )
+    if UNTRUSTED in str(error):
+        return untrusted(endpoint, str(error))
     reason = error.strerror if isinstance(error, OSError) else None
     return MissingError(
         f"no {kind} server answers at {endpoint.authority}: {reason or str(error) or type(error).__name__}",

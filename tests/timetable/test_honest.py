@@ -26,6 +26,8 @@ from running import write_tokenizer
 from timetable import Start, ask, door_to
 from truth import added_by_client
 
+from engines.errors import MissingError
+from loadtest.client import discover_protocol
 from loadtest.client.connection import Connection, UnreachableError
 from loadtest.client.endpoint import Endpoint, ProtocolName
 from loadtest.client.protocols import protocol_for
@@ -323,3 +325,10 @@ def test_tls_is_spoken_and_certificates_are_looked_at(
     assert outcomes["unknown"][0] == "error"
     assert "certificate" in (outcomes["unknown"][1] or "").lower()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_certificate_that_is_not_trusted_is_told_from_an_unknown_protocol(tls_port: int) -> None:
+    """One reason, and the way out; not three failed requests and a question about the protocol."""
+    with pytest.raises(MissingError, match=f"^127.0.0.1:{tls_port}: the certificate is not trusted: ") as refused:
+        discover_protocol(f"https://127.0.0.1:{tls_port}")
+    assert "--ca-file" in str(refused.value.hint)

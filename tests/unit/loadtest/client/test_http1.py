@@ -199,3 +199,19 @@ def test_an_error_of_any_shape_has_a_text() -> None:
     assert error_text(b"plain") == "plain"
     assert error_text(b"") is None
     assert error_text(b"[" * 100_000) == "[" * 300
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"error": {"message": "too long"}}', "too long"),
+        (b"<html>Not Found</html>", "HTTP status 404: <html>Not Found</html>"),
+        (b'{"message": "none"}', 'HTTP status 404: {"message": "none"}'),
+        (b"", "HTTP status 404"),
+    ],
+)
+def test_a_refusal_states_the_servers_reason_or_its_status(body: bytes, text: str) -> None:
+    """A page of HTML, or a JSON of another shape, does not say by itself that it is an error."""
+    with pytest.raises(ProtocolError) as refused:
+        Heard().feed(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    assert str(refused.value) == text
