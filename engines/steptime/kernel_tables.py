@@ -2,7 +2,7 @@
 
 The library reads each table completely, though a model needs one head size and a few formats. `make setup` writes the
 relevant rows beside the environment; if they are missing or from another release, the library's own tables are read.
-The figures are identical.
+The figures are identical. The local Triton's Python lies within that environment, and reads the same copy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-FOLDER = Path(sys.prefix) / "share" / "kernel-tables"
+_PLACE = Path("share") / "kernel-tables"
+_MODELS_PYTHON = ("opt", "triton", "py")  # of the local Triton, in the environment of the commands
 LIBRARY = "aiconfigurator-core"
 HEAD_SIZE = 128  # of every known 8B-class model but one
 _STAMP = "made-of.json"
@@ -29,12 +30,29 @@ _BETWEEN_GPUS = "comm"
 _BACKEND = "trtllm"
 
 
+def folder_in(prefix: Path) -> Path:
+    """Return the folder of the copy for a Python's prefix: in its environment, or in the one around a local Triton.
+
+    >>> print(folder_in(Path("/e")), folder_in(Path("/e/opt/triton/py")))
+    /e/share/kernel-tables /e/share/kernel-tables
+    """
+    return (prefix.parents[2] if prefix.parts[-3:] == _MODELS_PYTHON else prefix) / _PLACE
+
+
+FOLDER = folder_in(Path(sys.prefix))
+
+
 def smaller_tables(system: str, head_size: int, folder: Path = FOLDER) -> str | None:
-    """Return the folder with a system's rows for a head size, if it was made from the installed library."""
+    """Return the folder with a system's rows for a head size, if it was made from the installed library's release.
+
+    It may have been made by another Python's copy of that release, as long as that is there: links lead to it.
+    """
     stamp = folder / _STAMP
     if head_size != HEAD_SIZE or not stamp.is_file() or not (folder / f"{system}.yaml").is_file():
         return None
     made_of = json.loads(stamp.read_text(encoding="utf-8"))
+    if not isinstance(made_at := made_of.pop("at", None), str) or not Path(made_at).is_dir():
+        return None
     return str(folder) if made_of == _made_of() else None
 
 
@@ -61,7 +79,7 @@ def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> Non
                 target = folder / "data" / system / of
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_smaller(path, target)
-    (folder / _STAMP).write_text(json.dumps(_made_of()), encoding="utf-8")
+    (folder / _STAMP).write_text(json.dumps(_made_of() | {"at": str(library)}), encoding="utf-8")
 
 
 def _write_smaller(path: Path, target: Path) -> None:
@@ -85,4 +103,4 @@ def _library_folder() -> Path | None:
 
 
 def _made_of() -> dict[str, str]:
-    return {LIBRARY: metadata.version(LIBRARY), "at": str(_library_folder()), "head_size": str(HEAD_SIZE)}
+    return {LIBRARY: metadata.version(LIBRARY), "head_size": str(HEAD_SIZE)}

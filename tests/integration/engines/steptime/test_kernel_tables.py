@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,13 @@ def test_smaller_tables_give_the_same_times(folder: Path, system: str, gemm_mode
 
 
 def test_tables_of_another_release_are_not_used(folder: Path) -> None:
-    """A copy made of another release, for another head size or without the system is passed over."""
+    """A copy made of another release or of a library that has gone, for another head size or system is passed over."""
     assert smaller_tables("h100_sxm", 64, folder) is None
     assert smaller_tables("no_such_system", 128, folder) is None
-    (folder / "made-of.json").write_text('{"aiconfigurator-core": "0.0.0"}', encoding="utf-8")
-    assert smaller_tables("h100_sxm", 128, folder) is None
+    stamp = folder / "made-of.json"
+    made_of = json.loads(stamp.read_text(encoding="utf-8"))
+    for other in ({"at": "/none"}, {"at": None}, {"aiconfigurator-core": "0.0.0"}):
+        stamp.write_text(json.dumps(made_of | other), encoding="utf-8")
+        assert smaller_tables("h100_sxm", 128, folder) is None
+    stamp.write_text(json.dumps(made_of), encoding="utf-8")
+    assert smaller_tables("h100_sxm", 128, folder) == str(folder)
