@@ -38,6 +38,8 @@ PINNED = (
     "nvidia-modelopt==0.37.0", "transformers==4.57.3", "huggingface-hub<1", "numpy==1.26.4", "torchprofile==0.0.4",
     "datasets==3.1.0", "diffusers==0.35.2", "pandas==2.3.3", "pyarrow==22.0.0", "pytz==2025.2",
 )  # fmt: skip
+# Environments of `make setup`: the pins that they have are linked from there, compiled already; pip installs the rest.
+SET_UP = tuple(Path(sys.prefix) / "opt" / name for name in ("modelopt-0.37", "triton/py"))
 EITHER = ("protobuf", "grpcio")  # the two that the Dockerfile lets move
 
 
@@ -88,7 +90,7 @@ def make_image(home: Path, local_triton: Path) -> Image:
     site = next(home.glob("lib/python3*/site-packages"))
     packages = home / "dist-packages"
     packages.mkdir()
-    _install(["--no-deps", "--no-compile", "--target", str(packages), *PINNED])
+    _bring_pinned(packages)
     _link_packages(packages, BROUGHT)
     (site / "image.pth").write_text(str(packages))
     _write_programs(home, packages, local_triton)
@@ -112,6 +114,24 @@ def _versions(home: Path) -> dict[str, str]:
 
 def _install(arguments: Iterable[str]) -> None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *arguments], check=True, timeout=LIMIT_S)
+
+
+def _bring_pinned(target: Path) -> None:
+    """Link the pinned packages that another environment has in that version; install the others."""
+    missing = []
+    for pin in PINNED:
+        found = _set_up(Requirement(pin))
+        if found is None:
+            missing.append(pin)
+        else:
+            _link(target, found)
+    _install(["--no-deps", "--no-compile", "--target", str(target), *missing])
+
+
+def _set_up(pin: Requirement) -> metadata.Distribution | None:
+    places = [str(home / "lib" / f"python3.{sys.version_info.minor}" / "site-packages") for home in SET_UP]
+    found = metadata.distributions(name=pin.name, path=places)
+    return next((each for each in found if pin.specifier.contains(each.version)), None)
 
 
 def _install_wheel(image: Image) -> None:
@@ -151,10 +171,14 @@ def _link_packages(target: Path, names: Iterable[str]) -> None:
         except metadata.PackageNotFoundError:
             continue
         waiting += _needed(distribution)
-        for top in {Path(str(file)).parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
-            source = Path(str(distribution.locate_file(top)))
-            if source.exists() and not (target / top).exists():
-                (target / top).symlink_to(source)
+        _link(target, distribution)
+
+
+def _link(target: Path, distribution: metadata.Distribution) -> None:
+    for top in {Path(str(file)).parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+        source = Path(str(distribution.locate_file(top)))
+        if source.exists() and not (target / top).exists():
+            (target / top).symlink_to(source)
 
 
 def _required(folder: Path, pin: str) -> list[str]:
