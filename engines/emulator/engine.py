@@ -12,7 +12,7 @@ from engines.emulator.admission import Estimate
 from engines.emulator.apart import PromptIterations
 from engines.emulator.blocks import KvPool
 from engines.emulator.growth import DrawnGrowth, Growth, SteadyGrowth
-from engines.emulator.lines import DecodeLines
+from engines.emulator.lines import DecodeLines, decode_run
 from engines.emulator.request import (
     BatcherSettings,
     BatcherState,
@@ -143,17 +143,9 @@ class Batcher:
         max_steps = 1 if self._paused and self._apart is not None else self._first_end() - self._index + 1
         if self.settings.policy == "max_utilization":
             max_steps = self._growth.steps_in_memory(self._index, self._pool.available, max_steps)
-        base_s, slope_s, valid_to = self._lines.at(count, context)
-        seconds = base_s + slope_s * context
-        end_s = now_s + seconds
-        ends_s = [end_s]
-        for gained in self._growth.tokens_from(self._index, max_steps - 1, count):
-            context += gained
-            if end_s >= until_s or context > valid_to:
-                break
-            seconds += base_s + slope_s * context
-            end_s = now_s + seconds
-            ends_s.append(end_s)
+        line = self._lines.at(count, context)
+        contexts = self._growth.contexts_from(self._index, context, max_steps - 1, count)
+        seconds, ends_s = decode_run(line, context, contexts, now_s, until_s)
         return Iteration(self._iteration(), len(ends_s), shape, seconds, chunks, ends_s)
 
     def finish(self, iteration: Iteration) -> list[TokenEvent]:

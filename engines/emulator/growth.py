@@ -8,7 +8,6 @@ submitted, so that its end is known all the same (`DrawnGrowth`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import repeat
 from typing import Protocol
 
 import numpy as np
@@ -42,8 +41,8 @@ class Growth(Protocol):
         """Return the tokens that sequences gain in iterations, without `end`."""
         ...
 
-    def tokens_from(self, index: int, count: int, sequences: int) -> Iterable[int]:
-        """Return the tokens that sequences gain in each of `count` iterations."""
+    def contexts_from(self, index: int, context_tokens: int, count: int, sequences: int) -> Iterable[int]:
+        """Return the sums of contexts after each of `count` iterations that begin with `context_tokens`."""
         ...
 
     def held_tokens(self, sequence: Sequence, end: int) -> int:
@@ -69,14 +68,17 @@ class SteadyGrowth:
         self._block = tokens_per_block
         # Decoding sequences by the iteration index, modulo the block size, at which they need a block.
         self._needs = [0] * tokens_per_block
+        self._sequences = 0
 
     def start(self, sequence: Sequence) -> None:
         """Let a sequence decode."""
         self._needs[self._residue(sequence)] += 1
+        self._sequences += 1
 
     def stop(self, sequence: Sequence, index: int) -> None:  # noqa: ARG002 (the same at any index)
         """Remove a sequence."""
         self._needs[self._residue(sequence)] -= 1
+        self._sequences -= 1
 
     def blocks_at(self, index: int) -> int:
         """Return the blocks to take before an iteration."""
@@ -86,16 +88,17 @@ class SteadyGrowth:
         """Return the blocks to take before iterations."""
         needs, begin = self._needs, first % self._block
         cycles, left = divmod(end - first, self._block)
-        count = sum(needs[begin : begin + left]) + sum(needs[: max(0, begin + left - self._block)])
-        return count + cycles * sum(needs) if cycles else count
+        count = cycles * self._sequences + sum(needs[begin : begin + left])
+        beyond = begin + left - self._block
+        return count + sum(needs[:beyond]) if beyond > 0 else count
 
     def tokens_between(self, first: int, end: int, sequences: int) -> int:
         """Return the tokens that sequences gain in iterations."""
         return (end - first) * sequences
 
-    def tokens_from(self, index: int, count: int, sequences: int) -> Iterable[int]:  # noqa: ARG002 (always the same)
-        """Return the tokens that sequences gain in each iteration."""
-        return repeat(sequences, count)
+    def contexts_from(self, index: int, context_tokens: int, count: int, sequences: int) -> range:  # noqa: ARG002
+        """Return the sums of contexts after each iteration."""
+        return range(context_tokens + sequences, context_tokens + (count + 1) * sequences, sequences)
 
     def held_tokens(self, sequence: Sequence, end: int) -> int:
         """Return the tokens for which a sequence has blocks."""
@@ -104,8 +107,7 @@ class SteadyGrowth:
     def steps_in_memory(self, index: int, available: int, max_steps: int) -> int:
         """Return for how many iterations the blocks suffice."""
         needs, block = self._needs, self._block
-        cycle = sum(needs)  # blocks taken within `block` iterations: one for each sequence
-        cycles, left = divmod(available, cycle)
+        cycles, left = divmod(available, self._sequences)  # each sequence takes a block within `block` iterations
         steps = 1 + cycles * block
         for later in range(index + 1, index + 1 + block):
             left -= needs[later % block]
@@ -160,9 +162,10 @@ class DrawnGrowth:
         """Return the tokens that sequences gain in iterations."""
         return int(self._tokens[self._places(first, end)].sum())
 
-    def tokens_from(self, index: int, count: int, sequences: int) -> Iterable[int]:  # noqa: ARG002 (drawn)
-        """Return the tokens that sequences gain in each iteration."""
-        found: list[int] = self._tokens[self._places(index, index + count)].tolist()
+    def contexts_from(self, index: int, context_tokens: int, count: int, sequences: int) -> list[int]:  # noqa: ARG002
+        """Return the sums of contexts after each iteration."""
+        gained = self._tokens[self._places(index, index + count)]
+        found: list[int] = (context_tokens + np.cumsum(gained)).tolist()
         return found
 
     def held_tokens(self, sequence: Sequence, end: int) -> int:

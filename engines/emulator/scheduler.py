@@ -6,6 +6,7 @@ always run: each takes one of the `max_num_tokens` tokens, and none starts unles
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -158,7 +159,7 @@ class Iteration:
         shape: Shape of the first iteration.
         seconds: Duration of the iteration; of a run, that of its last.
         chunks: Prompts, or chunks of prompts, computed in it.
-        ends_s: End of each iteration of the run, on the clock of `begin_run`; empty from `begin`.
+        ends_s: End of each iteration of the run, on the clock of `begin_run`; empty from `begin`, an array if many.
     """
 
     first_index: int
@@ -166,7 +167,7 @@ class Iteration:
     shape: StepShape
     seconds: float
     chunks: list[Chunk] = field(default_factory=list)
-    ends_s: list[float] = field(default_factory=list)
+    ends_s: list[float] | array[float] = field(default_factory=list)
 
 
 def admissible(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -225,8 +226,9 @@ class VirtualServer:
     _on_way: dict[int, Sent] = field(default_factory=dict)
     _found: dict[int, int] = field(default_factory=dict)  # blocks of each prompt that need not be computed
     _refused: list[Ended] = field(default_factory=list)
-    _left_s: list[float] = field(default_factory=list)  # when the tokens of each iteration left, by its index
-    _decoding: list[int] = field(default_factory=list)  # sequences in generation, by iteration
+    _left_s: array[float] = field(default_factory=lambda: array("d"))  # when each iteration's tokens left, by its index
+    _decoding: list[int] = field(default_factory=list)  # sequences in generation, by run; `_repeats`: its iterations
+    _repeats: list[int] = field(default_factory=list)
 
     def run(self) -> Iterator[Ended]:
         """Yield requests as they end, until the traffic is over; then the remaining ones as cancelled."""
@@ -273,12 +275,12 @@ class VirtualServer:
     @property
     def left_s(self) -> _Floats:
         """When the tokens of each iteration left for the clients, by the iteration's index."""
-        return np.fromiter(self._left_s, np.float64, len(self._left_s))
+        return np.array(self._left_s)
 
     @property
     def decoding(self) -> npt.NDArray[np.int64]:
         """Sequences in generation, by the iteration's index."""
-        return np.asarray(self._decoding, dtype=np.int64)
+        return np.repeat(np.array(self._decoding, dtype=np.int64), self._repeats)
 
     def token_times_s(self, ended: Ended) -> tuple[float, ...]:
         """Return when each token of a request left."""
@@ -344,8 +346,9 @@ class VirtualServer:
         if self.meter is not None:
             self.meter.note(iteration, self.now_s)
         self.now_s = iteration.ends_s[-1]
-        self._left_s += self._leave_s(iteration)
-        self._decoding += [iteration.shape.decode_sequences] * iteration.repeats
+        self._left_s.extend(self._leave_s(iteration))
+        self._decoding.append(iteration.shape.decode_sequences)
+        self._repeats.append(iteration.repeats)
         if self.keep_steps:
             self.steps.append(iteration)
         # Before the first chunk is computed, shared blocks are those that were found.
@@ -368,7 +371,7 @@ class VirtualServer:
         blocks = self._found.pop(number, None)
         return None if blocks is None else blocks * self.batcher.settings.tokens_per_block
 
-    def _leave_s(self, iteration: Iteration) -> list[float]:
+    def _leave_s(self, iteration: Iteration) -> list[float] | array[float]:
         """Return when the tokens of each iteration leave: a queue served at the streaming rate limit."""
         if not self.host.stream_token_s:
             return iteration.ends_s
@@ -380,5 +383,4 @@ class VirtualServer:
         ends_s = np.array(iteration.ends_s)
         places = np.arange(1, len(ends_s) + 1)
         starts_s = np.maximum.accumulate(np.maximum(ends_s, before_s) - (places - 1) * each_s)
-        left_s: list[float] = (starts_s + places * each_s).tolist()
-        return left_s
+        return array("d", (starts_s + places * each_s).tobytes())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from engines.emulator.lines import DecodeLines
+import numpy as np
+import pytest
+
+from engines.emulator.lines import LONG_RUN, DecodeLines, decode_run
 from engines.steptime import DecodeLine, StepCost, StepShape
 
 SEGMENT_TOKENS = 100
@@ -53,3 +56,16 @@ def test_a_segment_is_computed_once() -> None:
     for context in range(50, 1000):
         lines.at(1, context)
     assert source.asked == asked
+
+
+@pytest.mark.parametrize("valid_to", [math.inf, 5_000.0, 5_000.7, 1_204.0, 900.0])
+@pytest.mark.parametrize("sequences", [1, 3, 7])
+@pytest.mark.parametrize("until_s", [math.inf, 2.0, 1.1, 0.5])
+def test_a_long_run_is_the_same_as_one_iteration_at_a_time(valid_to: float, sequences: int, until_s: float) -> None:
+    """Whether as an array or one by one, a run has the same ends to the last digit, and stops at the same iteration."""
+    line = DecodeLine(0.0071, 1.3e-7, valid_to)
+    for steps in (1, LONG_RUN - 1, LONG_RUN, 90, 4_000):
+        contexts = range(1_001 + sequences, 1_001 + steps * sequences, sequences)
+        seconds, ends_s = decode_run(line, 1_001, contexts, 0.7, until_s)
+        one_by_one, each_s = decode_run(line, 1_001, list(contexts), 0.7, until_s)
+        assert (seconds, list(ends_s)) == (one_by_one, each_s)
