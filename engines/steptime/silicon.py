@@ -62,26 +62,25 @@ _NORMS = ("add_norm_1", "add_norm_2", "act_gate", "embedding")
 
 @dataclass(slots=True)
 class _Tables:
-    """One compiled engine of the tables: the index of each operation, and a cache of lookups."""
+    """One compiled engine of the tables: the index of its operations, and a cache of lookups."""
 
     handle: Any
     names: list[str]
+    attention: int = field(init=False)
+    logits: int = field(init=False)
+    others: list[int] = field(init=False)
     linear: dict[int, tuple[float, float]] = field(default_factory=dict)
 
-    @property
-    def attention(self) -> int:
-        return next(place for place, name in enumerate(self.names) if name.endswith(_ATTENTION))
-
-    @property
-    def logits(self) -> int:
-        return next(place for place, name in enumerate(self.names) if name.endswith(_LOGITS))
+    def __post_init__(self) -> None:
+        self.attention = next(place for place, name in enumerate(self.names) if name.endswith(_ATTENTION))
+        self.logits = next(place for place, name in enumerate(self.names) if name.endswith(_LOGITS))
+        self.others = [place for place in range(len(self.names)) if place not in {self.attention, self.logits}]
 
     def linear_s(self, tokens: int) -> tuple[float, float]:
         """Return (matrix products, norms and activations) of one iteration of `tokens` tokens, without the logits."""
         found = self.linear.get(tokens)
         if found is None:
-            places = [place for place in range(len(self.names)) if place not in {self.attention, self.logits}]
-            times = self.handle.evaluate_context_ops(places, batch_size=1, s=1, x=tokens)
+            times = self.handle.evaluate_context_ops(self.others, batch_size=1, s=1, x=tokens)
             norms = sum(ms for name, ms, *_ in times if name.endswith(_NORMS))
             found = ((sum(ms for _, ms, *_ in times) - norms) * S_PER_MS, norms * S_PER_MS)
             self.linear[tokens] = found

@@ -142,7 +142,7 @@ def _drawn(demand: Demand, folder: Path, spec: SampleSpec, rng: np.random.Genera
     at_s = np.interp(every := np.concatenate(times), sent, edges_s)[(every > 0) & (every < sent[-1])]
     first = spec.window * CONVERSATIONS_PER_WINDOW
     requests = [
-        request._replace(at_s=begin_s + request.at_s)
+        SimRequest(begin_s + request.at_s, *request[1:])  # three times as fast as _replace
         for number, begin_s in enumerate(at_s.tolist())
         for request in drawn.of(first + number)
         if begin_s + request.at_s < upto_s
