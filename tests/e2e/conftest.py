@@ -98,7 +98,7 @@ class Server:
     def end(self) -> None:
         """End it at once: killed, and what it left is removed; stopping takes Triton three seconds more."""
         os.killpg(self.pid, signal.SIGKILL)
-        succeed("serve-repo", self.repository, "--stop")
+        _succeed_here("serve-repo", self.repository, "--stop")
 
 
 def start(repository: Path) -> Server:

@@ -84,7 +84,7 @@ def test_a_deployment_on_this_machine_is_predicted_calibrated_and_planned(place:
     again = _predicted(place, "--calibration", "calibration.json", "--isl", "64", "--osl", "16", "--concurrency", "4")
     assert again[0]["itl_s"]["mean"] == pytest.approx(rows[1]["itl_ms"] / 1e3, rel=0.1)
     (place / "demand.yaml").write_text(DEMAND)
-    _run(place, "plan-capacity", "demand.yaml", "--out", "plan")
+    _run(place, "plan-capacity", "demand.yaml", "--out", "plan", "--workers", "1")
     plan = json.loads((place / "plan" / "capacity.json").read_text())
     chosen = next(row for row in plan["rows"] if row["name"] == plan["recommended"])
     assert (chosen["basis"], chosen["gpu"], chosen["usd_per_month"]) == ("calibrated", "core", None)
