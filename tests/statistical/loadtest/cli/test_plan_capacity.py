@@ -40,7 +40,7 @@ SMALL = {
     "model": "llama-3-8b",
     "traffic": {
         "process": "described",
-        "rate_by_hour_per_s": [250.0],
+        "rate_by_hour_per_s": [85.0],
         "lengths": {"isl": 256, "osl": 16, "max_tokens": 16},
     },
     "objectives": {"ttft_s": {"p90": 0.5}},
