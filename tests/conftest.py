@@ -1,10 +1,13 @@
-"""Which tests share a worker."""
+"""How rarely the tests' process searches for garbage, and which tests share a worker."""
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
+
+from engines.start import GARBAGE_OBJECTS
 
 # These quantize in their own process. ModelOpt's import takes 6 s of CPU time: one worker pays it for all of them.
 IMPORT_MODELOPT = {
@@ -13,6 +16,11 @@ IMPORT_MODELOPT = {
     "tests/integration/engines/build/test_llmapi.py",
     "tests/integration/engines/checkpoint/test_quantize.py",
 }
+
+
+def pytest_configure() -> None:
+    """Search for garbage as rarely as our commands do: tests call them in this process, whose heap is far larger."""
+    gc.set_threshold(GARBAGE_OBJECTS)
 
 
 @pytest.hookimpl(optionalhook=True)
