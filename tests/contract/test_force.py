@@ -27,6 +27,7 @@ from loadtest.cli.plan_capacity import plan_capacity
 from loadtest.cli.predict_load import predict_load
 from loadtest.cli.report_load import report_load
 from loadtest.cli.run_load import run_load
+from tests.tiny_checkpoints import write_tokenizer
 from triton_repo.cli.build_deployment import build_deployment
 from triton_repo.cli.build_repo import build_repo
 from triton_repo.cli.install_triton import install_triton
@@ -44,7 +45,11 @@ candidates: {engines: [engine]}
 COMMANDS: dict[str, tuple[click.Command, list[str], tuple[str, ...]]] = {
     "build-engine": (build_engine, ["--precision", "fp8", "--emulate", "--recipe", "recipe.yaml"], ("recipe.yaml",)),
     "unpack-checkpoint": (unpack_checkpoint, ["model.gguf"], ("model.gguf",)),
-    "build-repo": (build_repo, ["engine", "--serving", "serving.yaml"], ("engine", "serving.yaml")),
+    "build-repo": (
+        build_repo,
+        ["engine", "--serving", "serving.yaml", "--tokenizer", "tokenizer"],
+        ("engine", "serving.yaml", "tokenizer"),
+    ),
     "build-deployment": (build_deployment, ["repository"], ("repository",)),
     "install-triton": (install_triton, [], ()),
     "run-load": (run_load, ["--url", "http://127.0.0.1:1", "--scenario", "scenario.yaml"], ("scenario.yaml",)),
@@ -53,7 +58,11 @@ COMMANDS: dict[str, tuple[click.Command, list[str], tuple[str, ...]]] = {
     "report-load": (report_load, ["run"], ("run",)),
     "report-load --compare": (report_load, ["--compare", "run", "run"], ("run",)),
     "plan-capacity": (plan_capacity, ["demand.yaml"], ("demand.yaml", "engine")),
-    "find-knee": (find_knee, ["engine", "--objective", "ttft_s.p95=1", "--isl", "8", "--osl", "8"], ("engine",)),
+    "find-knee": (
+        find_knee,
+        ["engine", "--objective", "ttft_s.p95=1", "--isl", "8", "--osl", "8", "--max-requests", "300"],
+        ("engine",),
+    ),
     "calibrate-engine": (
         calibrate_engine,
         ["--measurements", "run", "--model", "llama-3-8b", "--gpu", "h100-sxm-80gb", "--precision", "fp8"],
@@ -86,7 +95,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     engine, run = folder / "engine", folder / "run"
     assert _run(build_engine, "--precision", "fp8", "--emulate", "--out", engine) == (0, "")
-    assert _run(build_repo, engine, "--out", folder / "repository") == (0, "")
+    (folder / "tokenizer").mkdir()
+    write_tokenizer(folder / "tokenizer")
+    assert _run(build_repo, engine, "--tokenizer", folder / "tokenizer", "--out", folder / "repository") == (0, "")
     flags = ("--isl", 8, "--osl", 8, "--concurrency", 1, "--requests", 2)
     assert _run(predict_load, engine, *flags, "--out", run) == (0, "")
     (folder / "recipe.yaml").write_text("precision: fp8\n")

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,11 +104,17 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
     findings = list(_unfilled(text, file))
     standing = _BARE.sub(lambda found: _STAND_IN.get(found[1], "1"), text)
     try:
-        config = text_format.Parse(standing, model_config_pb2.ModelConfig())
+        config = _parsed(standing)
     except (text_format.ParseError, ValueError) as error:  # ValueError: a number that its field cannot hold
         what = f"not a Triton model configuration: {error}"
         return None, [*findings, _error("not-a-config", file, what, _key_hint(str(error)))]
     return ModelFile(model, file, config, frozenset(PLACEHOLDER.findall(text))), findings
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:
+    """Return a ModelConfig, to be read only: checking a repository asks for each of its files twice."""
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 def finding_of(severity: Severity, code: str, file: ModelFile, what: str, fix: str) -> Finding:
