@@ -44,7 +44,7 @@ $(TOKENIZER)/tokenizer.json: | $(STAMP)
 	@rm -r .venv/share/download
 	@touch $@
 
-# Step times are looked up in tables of measured kernels: the rows and columns that can be asked for load in 0.4 of the time.
+# Step times are looked up in tables of measured kernels: the rows and columns that can be asked for load in 0.3 of the time.
 $(KERNELS)/made-of.json: $(STAMP) engines/steptime/kernel_tables.py
 	@$(BIN)/python -c 'from engines.steptime.kernel_tables import write_smaller_tables as write; \
 		from engines.steptime.silicon import SYSTEMS; write(tuple(SYSTEMS.values()))'

@@ -1,4 +1,4 @@
-"""A smaller copy of aiconfigurator's tables of measured kernels, which loads in 0.4 of the time.
+"""A smaller copy of aiconfigurator's tables of measured kernels, which loads in 0.3 of the time.
 
 The library reads each table completely, though a model needs one head size and a few formats. `make setup` writes the
 relevant rows beside the environment; if they are missing or from another release, the library's own tables are read.
@@ -13,6 +13,9 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 _PLACE = Path("share") / "kernel-tables"
 _MODELS_PYTHON = ("opt", "triton", "py")  # of the local Triton, in the environment of the commands
@@ -28,6 +31,8 @@ _NOT_READ = ("framework", "version", "device", "op_name", "kernel_source")
 _KINDS = ("attention", "gemm", "quantize")
 _BETWEEN_GPUS = "comm"
 _BACKEND = "trtllm"
+_VERSIONS = "query_versions.yaml"
+_REUSE = "perf_data_reuse_manifest.yaml"
 
 
 def folder_in(prefix: Path) -> Path:
@@ -69,7 +74,7 @@ def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> Non
     folder.mkdir(parents=True)
     of_systems = {path.stem for path in library.glob("*.yaml") if (library / "data" / path.stem).is_dir()}
     for path in library.glob("*.yaml"):
-        if path.stem in systems or path.stem not in of_systems:
+        if path.stem in systems or (path.stem not in of_systems and path.name not in (_VERSIONS, _REUSE)):
             (folder / path.name).symlink_to(path)
     for system in systems:
         source = library / "data" / system
@@ -79,7 +84,45 @@ def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> Non
                 target = folder / "data" / system / of
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_smaller(path, target)
+    _write_yaml(folder / _VERSIONS, _stated_versions(_read_yaml(library / _VERSIONS), systems))
+    _write_yaml(folder / _REUSE, _relevant(_read_yaml(library / _REUSE), folder))
     (folder / _STAMP).write_text(json.dumps(_made_of() | {"at": str(library)}), encoding="utf-8")
+
+
+def _stated_versions(versions: dict[str, Any], systems: tuple[str, ...]) -> dict[str, Any]:
+    """Return the library's list of versions with each system's own, which is the default one unless it has another.
+
+    For a system with the default version the library looks for a newer one in every folder of tables: a quarter of the
+    time to load them, and never asked for here.
+    """
+    overrides: dict[str, dict[str, Any]] = {name: dict(of) for name, of in versions["overrides"].items()}
+    for system in systems:
+        overrides.setdefault(system, {}).setdefault(_BACKEND, versions["defaults"][_BACKEND])
+    return versions | {"overrides": overrides}
+
+
+def _relevant(reuse: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return which kernels' rows may come from other frameworks' tables, of the tables in a folder.
+
+    The library reads this list once for each of them. Where it has no other framework's table, only the own one counts.
+    """
+    shared = {path.name for path in folder.glob(f"data/*/{_BETWEEN_GPUS}/**/*")}
+    own = {path.name for path in folder.glob("data/**/*")} - shared
+    groups = [
+        group
+        for group in reuse["groups"]
+        if group["op_file"] in shared or (group["op_file"] in own and _BACKEND in group["frameworks"])
+    ]
+    return reuse | {"groups": groups}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _write_yaml(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
 
 
 def _write_smaller(path: Path, target: Path) -> None:
