@@ -3,6 +3,8 @@
 May import `planning` and `checkpoint`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from engines.build.llmapi import (
     MODEL_YAML,
     SERVE_PORT,
@@ -17,9 +19,11 @@ from engines.build.llmapi import (
     serve_image,
     served_model,
 )
-from engines.build.pipeline import Job, Kind, inspect_in_stages, run_job
 from engines.build.stages import Stages, available_memory_bytes
 from engines.build.trtllm import visible_gpu
+
+if TYPE_CHECKING:
+    from engines.build.pipeline import Job, Kind, inspect_in_stages, run_job
 
 __all__ = [
     "MODEL_YAML",
@@ -42,3 +46,12 @@ __all__ = [
     "served_model",
     "visible_gpu",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name of the pipeline, imported at its first use: commands that serve an engine need no NumPy."""
+    if name not in {"Job", "Kind", "inspect_in_stages", "run_job"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from engines.build import pipeline  # noqa: PLC0415
+
+    return getattr(pipeline, name)

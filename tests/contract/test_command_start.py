@@ -50,6 +50,20 @@ def test_help_and_usage_errors_load_nothing_slow(target: str, arguments: list[st
     assert not set(SLOW_TO_IMPORT) & set(loaded.split())
 
 
+@pytest.mark.parametrize(("command", "status"), [(("serve_repo", "--stop"), 0), (("check_repo",), 1)])
+def test_repositories_are_checked_and_stopped_without_numerics(
+    tmp_path: Path, command: tuple[str, ...], status: int
+) -> None:
+    """The commands of a repository read Triton's own configuration, without gRPC and NumPy."""
+    name, *flags = command
+    argv = [sys.executable, "-c", _START, f"triton_repo.cli.start:{name}", str(tmp_path), *flags]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+    *_, ended, loaded = done.stdout.splitlines()
+    assert ended == f"status {status}", done.stderr
+    assert "google" in loaded.split()
+    assert not {"grpc", "numpy", "torch", "matplotlib"} & set(loaded.split())
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
 from engines.build import MODEL_YAML
 from engines.errors import CommandError, MissingError, UserError
 from triton_repo.audit.findings import BUILD_AGAIN, Finding, ModelFile, Severity, read_model
 from triton_repo.audit.known_issues import engine_issues, llmapi_issues, serve_traps, text_issues
+from triton_repo.audit.model_config import DataType
 from triton_repo.interface import Tensor, tensors
 from triton_repo.settings import (
     LLMAPI_MODELS,
@@ -177,7 +176,7 @@ def _differs(file: ModelFile, kind: str, found: Any, expected: Tensor) -> Iterat
 
 
 def _facts(found: Any, expected: Tensor, kind: str) -> Iterator[tuple[str, Any, Any]]:
-    yield "data_type", model_config_pb2.DataType.Name(found.data_type), expected.data_type
+    yield "data_type", DataType.Name(found.data_type), expected.data_type
     yield "dims", list(found.dims), list(expected.dims)
     yield "reshape to a scalar", found.HasField("reshape"), expected.scalar
     if kind == "input":

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from engines.files import Strict
+from triton_repo.audit.model_config import ModelConfig
 
 Severity = Literal["error", "warning", "advice"]
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -114,7 +114,7 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
 @lru_cache(maxsize=16)
 def _parsed(text: str) -> Any:
     """Return a ModelConfig, to be read only: checking a repository asks for each of its files twice."""
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
+    return text_format.Parse(text, ModelConfig())
 
 
 def finding_of(severity: Severity, code: str, file: ModelFile, what: str, fix: str) -> Finding:
@@ -157,6 +157,6 @@ BUILD_AGAIN = "build the repository again: build-repo ENGINE_DIR --force"
 def _key_hint(message: str) -> str:
     """Return the nearest key of ModelConfig, if the parse error is about an unknown key."""
     found = re.search(r'has no field named "(\w+)"', message)
-    known = [field.name for field in model_config_pb2.ModelConfig.DESCRIPTOR.fields]
+    known = [field.name for field in ModelConfig.DESCRIPTOR.fields]
     close = difflib.get_close_matches(found[1], known, n=1) if found else []
     return f"did you mean '{close[0]}'?" if close else BUILD_AGAIN
