@@ -166,11 +166,13 @@ class Batcher:
             end += iteration.repeats
             self._grow_to(end)
             self._note_tokens_to(end)
-        if self._estimate is not None and not iteration.chunks:
+        starting: list[Sequence] = []
+        if iteration.chunks:
+            starting += self._completing(iteration)
+            for chunk in iteration.chunks:
+                self._cache(chunk)
+        elif self._estimate is not None:
             self._estimate.decay(iteration.repeats)
-        starting = list(self._completing(iteration)) if iteration.chunks else []
-        for chunk in iteration.chunks:
-            self._cache(chunk)
         self._index = end
         ended = []
         while self._ends and self._ends[0][0] < end:
@@ -276,9 +278,8 @@ class Batcher:
 
     def _grow_to(self, end: int) -> None:
         """Allocate the blocks of a run's iterations up to `end`, except the first, which has its own."""
-        count = self._growth.blocks_between(self._index + 1, end)
         self._grown = end
-        if count:
+        if end > self._index + 1 and (count := self._growth.blocks_between(self._index + 1, end)):
             self._take_growth(count)
 
     def _note_tokens_to(self, end: int) -> None:
@@ -336,15 +337,14 @@ class Batcher:
         return self._pool.blocks_for(sequence.final_tokens + self.settings.draft_tokens) - held
 
     def _shape(self, chunks: list[Chunk]) -> StepShape:
-        stand_still = self._stand_still(chunks)
-        return StepShape(
-            decode_sequences=0 if stand_still else len(self._decoding),
-            decode_context_tokens=0 if stand_still else self._context_tokens,
-            prefill_sequences=len(chunks),
-            prefill_tokens=sum(tokens for _, tokens in chunks),
-            prefill_attended_tokens=sum(attended_tokens(tokens, s.cached_tokens) for s, tokens in chunks),
-            onboarded_tokens=self._onboarded,
-        )
+        decoding, context_tokens = len(self._decoding), self._context_tokens
+        if self._stand_still(chunks):
+            decoding = context_tokens = 0
+        new = attended = 0
+        for sequence, tokens in chunks:
+            new += tokens
+            attended += attended_tokens(tokens, sequence.cached_tokens)
+        return StepShape(decoding, context_tokens, len(chunks), new, attended, self._onboarded)
 
     def _completing(self, iteration: Iteration) -> Iterator[Sequence]:
         """Yield the sequences whose prompt is completed by this iteration."""

@@ -81,11 +81,17 @@ class PowerModel:
         At the board's power limit clocks fall: the iteration takes no more than the limit, and its parts above the base
         are scaled down alike.
         """
-        tokens = shape.decode_sequences + shape.prefill_tokens
-        sequences = shape.decode_sequences + shape.prefill_sequences
-        pairs = shape.decode_context_tokens + shape.prefill_attended_tokens
+        return StepEnergy(*self._parts_j(shape, seconds))
+
+    def joules(self, shape: StepShape, seconds: float) -> float:
+        """Return the joules of an iteration."""
+        return sum(self._parts_j(shape, seconds))
+
+    def _parts_j(self, shape: StepShape, seconds: float) -> tuple[float, float, float, float]:
+        decoding, context_tokens, prompts, prompt_tokens, attended_tokens, _ = shape
+        tokens, sequences, pairs = decoding + prompt_tokens, decoding + prompts, context_tokens + attended_tokens
         base_j = self.base_w * seconds
-        memory_j = self._weights_j + shape.decode_context_tokens * self._kv_j_per_token
+        memory_j = self._weights_j + context_tokens * self._kv_j_per_token
         arithmetic_j = (
             tokens * self._linear_j_per_token
             + sequences * self._head_j_per_sequence
@@ -94,11 +100,7 @@ class PowerModel:
         tokens_j = sequences * self._token_j
         room_j = self.max_w * seconds - base_j
         ratio = min(1.0, room_j / (memory_j + arithmetic_j + tokens_j))
-        return StepEnergy(base_j, ratio * memory_j, ratio * arithmetic_j, ratio * tokens_j)
-
-    def joules(self, shape: StepShape, seconds: float) -> float:
-        """Return the joules of an iteration."""
-        return self.energy(shape, seconds).joules
+        return base_j, ratio * memory_j, ratio * arithmetic_j, ratio * tokens_j
 
 
 def power_model_for(manifest: EngineManifest) -> PowerModel | None:

@@ -159,17 +159,18 @@ class Silicon:
 
     def cost(self, shape: StepShape) -> StepCost:
         """Return the seconds of one iteration by cause; a single token's products count as reading the weights."""
-        decoded = shape.decode_sequences * self._step_tokens
-        gemm_s, norms_s = self._linear_s(decoded + shape.prefill_tokens)
+        sequences, context_tokens, prompts, new_tokens, _, onboarded_tokens = shape
+        decoded = sequences * self._step_tokens
+        gemm_s, norms_s = self._linear_s(decoded + new_tokens)
         weights_s = min(gemm_s, self._linear_s(1)[0])
         return StepCost(
-            weights_s=weights_s,
-            gemm_s=gemm_s - weights_s,
-            kv_read_s=self._decode_attention_s(shape.decode_sequences, shape.decode_context_tokens),
-            attention_s=self._prompt_attention_s(shape),
-            activations_s=norms_s,
-            sampling_s=self._logits_s(decoded + shape.prefill_sequences),
-            onboard_s=shape.onboarded_tokens * self._onboard_s_per_token,
+            weights_s,
+            gemm_s - weights_s,
+            self._decode_attention_s(sequences, context_tokens),
+            self._prompt_attention_s(shape),
+            norms_s,
+            sampling_s=self._logits_s(decoded + prompts),
+            onboard_s=onboarded_tokens * self._onboard_s_per_token,
         )
 
     def seconds(self, shape: StepShape) -> float:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from engines.emulator import Iteration
 from engines.manifest import EngineManifest
-from engines.steptime import PowerModel, power_model_for, why_no_power
+from engines.steptime import PowerModel, StepShape, power_model_for, why_no_power
 from loadtest.metrics import Summary
 
 
@@ -34,9 +34,10 @@ class EnergyMeter:
         In a run each sequence's context grows by one token a step: its mean shape stands for all of its steps.
         """
         end_s, repeats = iteration.ends_s[-1], iteration.repeats
-        shape = iteration.shape
-        grown = shape.decode_sequences * (repeats - 1) // 2
-        mean = shape._replace(decode_context_tokens=shape.decode_context_tokens + grown)
+        mean = iteration.shape
+        if repeats > 1:
+            sequences, context_tokens, *others = mean
+            mean = StepShape(sequences, context_tokens + sequences * (repeats - 1) // 2, *others)
         before_s, before_j = (self.ends_s[-1], self.total_j[-1]) if self.ends_s else (self.begin_s, self.begin_j)
         idle_j = (begin_s - before_s) * self.model.base_w
         self.ends_s.append(end_s)

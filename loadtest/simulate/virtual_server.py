@@ -26,6 +26,7 @@ from loadtest.traffic import ClosedLoop, Turn
 # engine has started its next iteration by then, which the request has to wait for.
 TURNAROUND_S = 0.5e-3
 
+_NONE_ENDED: tuple[Ended, ...] = ()
 _Floats = npt.NDArray[np.float64]
 
 
@@ -341,7 +342,7 @@ class VirtualServer:
     def _next_ready_s(self) -> float:
         return self._arriving[0][0] if self._arriving else self._next_s
 
-    def _step(self, iteration: Iteration) -> list[Ended]:
+    def _step(self, iteration: Iteration) -> Iterable[Ended]:
         """Run an iteration, or a run of them, and return the requests it ended."""
         if self.meter is not None:
             self.meter.note(iteration, self.now_s)
@@ -355,9 +356,11 @@ class VirtualServer:
         for sequence, _ in iteration.chunks:
             if sequence.request.prefix_hashes:
                 self._found.setdefault(int(sequence.request.request_id), sequence.shared_blocks)
-        ended = [self._end(sequence) for sequence in self.batcher.advance(iteration)]
-        if ended:
-            self._next_s = self._next_sent_ready_s()
+        sequences = self.batcher.advance(iteration)
+        if not sequences:
+            return _NONE_ENDED
+        ended = [self._end(sequence) for sequence in sequences]
+        self._next_s = self._next_sent_ready_s()
         return ended
 
     def _end(self, sequence: Sequence) -> Ended:

@@ -97,15 +97,18 @@ def simulate(
 def collect(server: VirtualServer, sample: TrafficSample, into: Observations) -> None:
     """Run a server until its measured requests have ended, and add them to the observations."""
     into.begin_window(sample)
-    open_requests = sum(sample.measure_s <= each.at_s < sample.end_s for each in sample.requests)
+    measure_s, end_s = sample.measure_s, sample.end_s
+    open_requests = sum(measure_s <= each.at_s < end_s for each in sample.requests)
     ended: list[Ended] = []
     lead: list[Ended] = []
     for count, each in enumerate(_run(server, open_requests)):
-        if each.sent.turn.phase == "measure":
-            ended.append(each)
-        elif each.sent.turn.phase == "warmup":
+        phase = each.sent.turn.phase
+        if phase == "warmup":
             lead.append(each)
-        if each.sent.turn.phase != "warmup" and count % STATE_EVERY == 0:
+            continue
+        if phase == "measure":
+            ended.append(each)
+        if count % STATE_EVERY == 0:
             into.note_state(server)
     into.add(server, ended, lead)
 
