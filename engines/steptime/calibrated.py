@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import mul
 from typing import NamedTuple
 
@@ -100,12 +101,22 @@ class Calibrated:
         line = self.source.decode_line(full, context_tokens * full // sequences)
         empty_s = self._kv_of_empty_s(full)
         rest_s = self._without_kv(full)[0]
-        wave = self.factors.wave_sequences
-        waves = sequences + self.factors.wave_tail * wave if sequences > wave else wave
-        in_waves = waves / full * self.factors.wave_reads
+        in_waves = self._full_sequences(sequences) / full * self.factors.wave_reads
         base_s = self._kv_of_empty_s(sequences) + in_waves * (line.base_s - rest_s - empty_s)
         slope = in_waves * line.per_context_token_s * full / sequences
         return _Line(base_s, slope, line.valid_to_context_tokens * sequences / full)
+
+    def _full_sequences(self, sequences: int) -> float:
+        """Return the sequences that a full GPU would read in the time of a step that reads in waves.
+
+        A block alone takes a share of a full wave's time, at most all of it. A last wave of any part of the blocks
+        takes that part of the time, but no less than the share: on average over all parts, half the share's square
+        longer. That is the tail, and a step of less than a wave takes the share.
+        """
+        wave, tail = self.factors.wave_sequences, self.factors.wave_tail
+        if sequences > wave:
+            return sequences + tail * wave
+        return max(sequences, wave * min(1.0, math.sqrt(2 * tail)))
 
     def _kv_of_empty_s(self, sequences: int) -> float:
         found = self._empty.get(sequences)

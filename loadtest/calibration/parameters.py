@@ -79,6 +79,14 @@ PROFILE_SPREAD = 0.7  # largest spread of a profile's values: deployments of one
 # context need 0.95 to 1.03 of the source's time (engine_profiles.yaml). In waves, the query heads of a group each read
 # the cache, side by side, and the L2 cache serves some of them: one read or all of them, or any number between.
 KV_SPREAD = 0.3
+# Spreads where the source is measured kernels, in a format that several frameworks have. On one GPU, prompts' matrix
+# products of SGLang and vLLM take exp(+-0.064) of TensorRT-LLM's time, their attention exp(+-0.26) (root mean squares
+# over aiconfigurator-core 0.12's tables of five GPUs in BF16 and FP8; tests/integration/loadtest/calibration has the
+# arithmetic). In a running engine products differ by another 0.05 between GPUs (`SUSTAINED` of the source), and
+# activations, which `gemm_ratio` covers too, are in one framework's tables only. So prompts tell the two apart:
+# products are known well, attention is not.
+KERNEL_SPREADS = {"gemm_ratio": 0.1, "attention_ratio": 0.26}
+COMPARED_PRECISIONS = {"bf16", "fp16", "fp8"}
 
 
 # On a CPU the server's own processes share the cores with the arithmetic, so its host times differ from those that
@@ -90,14 +98,21 @@ CPU_HOST = {"iteration_s": 3e-3, "sequence_s": 3e-4, "prompt_s": 2e-3}
 CPU_HOST_SPREAD, CPU_RATIO_SPREAD, MEASURED_RATIO_SPREAD = 1.0, 0.6, 0.1
 
 
-def prior_of(profile: EngineProfile | None, waves: Waves, *, gpu: GpuSpec) -> Prior:
+def prior_of(
+    profile: EngineProfile | None, waves: Waves, *, gpu: GpuSpec, source: str = "roofline", precision: str = ""
+) -> Prior:
     """Return the prior of an engine profile and its server; parameters it does not state keep the general prior.
 
     Args:
         waves: How decode attention fills the GPU.
         gpu: What the server runs on; a CPU has a prior of its own for the engine's steps.
+        source: Of the step times: `silicon` are measured kernels.
+        precision: Of the weights.
     """
     expected, spread = PRIOR.expected.copy(), PRIOR.spread.copy()
+    if source == "silicon" and precision in COMPARED_PRECISIONS:
+        for name, each in KERNEL_SPREADS.items():
+            spread[PLACE[name]] = each
     if gpu.device == "gpu":
         of_reads = math.log(waves.reads)  # one to all of them, each number of them as likely
         expected[PLACE["kv_ratio"]] = -of_reads / 2

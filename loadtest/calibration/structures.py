@@ -43,7 +43,10 @@ class Request:
 
     def prior(self, waves: Waves) -> Prior:
         """Return the prior of the deployment: its engine profile's, if it has one, on what the server runs on."""
-        return prior_of(self.profile, waves, gpu=self.manifest.gpu)
+        manifest = self.manifest
+        return prior_of(
+            self.profile, waves, gpu=manifest.gpu, source=manifest.step_time.source, precision=manifest.precision.name
+        )
 
     @property
     def mixed_kv_reads(self) -> float:

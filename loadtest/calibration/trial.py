@@ -47,6 +47,7 @@ DIFFERENCE = 0.05
 # Share of the time in which tokens stream out. Below it, an iteration's tokens have left before the next one's are
 # made, and a slightly slower stream delays nobody.
 STREAM_BUSY_RATIO = 0.5
+LESS_TAIL = 0.999  # ratio of two tails whose difference is a derivative
 POOL_TOUCHED_RATIO = 0.8  # of the KV cache: once all users together need more than this share, its size has an effect
 
 
@@ -251,8 +252,8 @@ class Trial:
         step_time = self.server.batcher.step_time
         if not isinstance(step_time, Calibrated):
             raise TypeError(f"a trial prices by Calibrated, not {type(step_time).__name__}")
-        without_tail = _without_tail(step_time)
-        each = np.array([_features_of(step_time, step, without_tail) for step in steps])
+        less_tail = _with_less_tail(step_time)
+        each = np.array([_features_of(step_time, step, less_tail) for step in steps])
         last_index = np.array([step.first_index + step.repeats - 1 for step in steps])
         ends_s = self.server.left_s[last_index]
         return np.concatenate([np.zeros((1, STEP_COUNT)), np.cumsum(each, axis=0)]), last_index, ends_s
@@ -321,26 +322,24 @@ def _arrivals_s(point: Point) -> Array:
     return np.asarray(drawn * OPEN_REQUESTS / point.rate_per_s / drawn[-1])
 
 
-def _without_tail(step_time: Calibrated) -> Calibrated | None:
-    """Return the same step time without nearly empty waves; None if attention does not come in waves."""
-    if step_time.factors.wave_sequences <= 1:
+def _with_less_tail(step_time: Calibrated) -> Calibrated | None:
+    """Return the same step time with a slightly smaller tail; None if attention does not come in waves."""
+    factors = step_time.factors
+    if factors.wave_sequences <= 1:
         return None
-    return Calibrated(step_time.source, step_time.factors.model_copy(update={"wave_tail": 0.0}))
+    return Calibrated(step_time.source, factors.model_copy(update={"wave_tail": factors.wave_tail * LESS_TAIL}))
 
 
-def _features_of(step_time: Calibrated, step: Iteration, without_tail: Calibrated | None) -> list[float]:
+def _features_of(step_time: Calibrated, step: Iteration, less_tail: Calibrated | None) -> list[float]:
     """Return the seconds of a run of iterations by factor, with every factor at 1."""
     shape, repeats = step.shape, step.repeats
     parts = step_time.parts(shape)
     sequences = shape.decode_sequences + shape.prefill_sequences
     kv_s, tail_s = _kv_read_s(step_time, step, parts.kv_read_s), 0.0
-    if without_tail is not None and shape.decode_sequences > step_time.factors.wave_sequences:
+    if less_tail is not None and shape.decode_sequences:
         factors = step_time.factors
-        tail_s = (
-            factors.kv_ratio
-            / factors.wave_tail
-            * (kv_s - _kv_read_s(without_tail, step, without_tail.kv_read_s(shape, parts.kv_read_s)))
-        )
+        less_s = _kv_read_s(less_tail, step, less_tail.kv_read_s(shape, parts.kv_read_s))
+        tail_s = factors.kv_ratio / factors.wave_tail * (kv_s - less_s) / -math.log(LESS_TAIL)
     return [
         repeats * parts.weights_s,
         repeats * (parts.gemm_s + parts.activations_s),

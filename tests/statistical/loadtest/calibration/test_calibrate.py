@@ -36,7 +36,7 @@ QUICK = LoadGenerator(window_s=0.0, rounds=3)
 TRUTH = {
     "weights_ratio": 1.3,
     "gemm_ratio": 1.15,
-    "kv_ratio": 2.0,
+    "kv_ratio": 1.3,
     "attention_ratio": 1.2,
     "iteration_s": 4e-4,
     "sequence_s": 3e-5,
@@ -159,14 +159,22 @@ def test_six_points_tell_how_attention_fills_the_gpu(request_of_truth: Request, 
 
 def test_slopes_by_the_last_wave_are_those_of_the_figures(request_of_truth: Request) -> None:
     """Where attention comes in waves, what pricing says of the last one and of the cache is what moving them does."""
-    point = request_of_truth.points[2]
+    many = request_of_truth.points[2]
     rig = fit_context_of(request_of_truth, Structure(16384, waves_of(request_of_truth.manifest)[1]))
-    slopes = _slopes(rig, point, LOGS)
-    for name in ("kv_ratio", "wave_tail"):
-        place = [parameter.name for parameter in PARAMETERS].index(name)
-        moved = LOGS.copy()
+    short = LOGS.copy()
+    short[PLACE["wave_tail"]] = math.log(0.2)
+    few = many._replace(isl=2000, concurrency=2)
+    for point, logs, name in (
+        (many, LOGS, "kv_ratio"),
+        (many, LOGS, "wave_tail"),
+        (few, short, "kv_ratio"),
+        (few, short, "wave_tail"),
+    ):
+        place = PLACE[name]
+        slopes = _slopes(rig, point, logs)
+        moved = logs.copy()
         moved[place] += 0.01
-        measured = (observe(rig, point, moved) - observe(rig, point, LOGS)) / 0.01
+        measured = (observe(rig, point, moved) - observe(rig, point, logs)) / 0.01
         assert measured[1] > 0.002
         assert slopes[:2, place] == pytest.approx(measured[:2], rel=0.1)
 

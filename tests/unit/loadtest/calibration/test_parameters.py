@@ -52,6 +52,17 @@ def test_the_choice_of_attention_changes_nothing_else() -> None:
     assert math.exp(prior_of(nim, IN_WAVES, gpu=GPU).expected[KV]) == pytest.approx(nim.factors.kv_ratio)
 
 
+def test_measured_kernels_in_a_compared_format_are_expected_more_precisely() -> None:
+    """Of a data sheet, or of a format that one framework alone has measured, less is known."""
+    bf16, awq, sheet = (
+        prior_of(None, SPLIT, gpu=GPU, source=source, precision=precision)
+        for source, precision in (("silicon", "bf16"), ("silicon", "int4_awq"), ("roofline", "bf16"))
+    )
+    assert awq.spread.tolist() == sheet.spread.tolist()
+    assert np.flatnonzero(bf16.spread < sheet.spread).tolist() == [PLACE["gemm_ratio"], PLACE["attention_ratio"]]
+    assert bf16.expected.tolist() == sheet.expected.tolist()
+
+
 def test_a_cpu_has_no_waves_to_tell_from() -> None:
     """There attention is never in waves, and its factor keeps the spread of any engine's."""
     assert prior_of(None, SPLIT, gpu=CPU).spread[KV] == PRIOR.spread[KV]
