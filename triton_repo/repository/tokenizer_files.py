@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -44,13 +45,14 @@ def check_tokenizer(folder: Path, *, vocabulary: int) -> list[Notice]:
         raise MissingError(
             f"{folder}: contains no tokenizer.json", hint="give the model's tokenizer with --tokenizer DIR"
         )
-    if path.stat().st_size > LONGEST_TOKENIZER_BYTES:
+    stat = path.stat()
+    if stat.st_size > LONGEST_TOKENIZER_BYTES:
         raise UserError(
-            f"{path}: {path.stat().st_size} bytes exceed the limit of {LONGEST_TOKENIZER_BYTES}",
+            f"{path}: {stat.st_size} bytes exceed the limit of {LONGEST_TOKENIZER_BYTES}",
             hint=("check that this is the right file"),
         )
     try:
-        largest = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=False).values(), default=0)
+        largest = _largest_id(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
     except Exception as error:  # the library raises plain Exception
         raise UserError(
             f"{path}: not a tokenizer: {error}", hint="give the model's tokenizer with --tokenizer DIR"
@@ -61,6 +63,12 @@ def check_tokenizer(folder: Path, *, vocabulary: int) -> list[Notice]:
             hint="give the model's tokenizer with --tokenizer DIR",
         )
     return _code_notices(folder)
+
+
+@lru_cache(maxsize=4)
+def _largest_id(path: Path, *_version: int) -> int:
+    """Return a tokenizer's largest id; for several repositories of one engine, its file is read once."""
+    return max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=False).values(), default=0)
 
 
 def _code_notices(folder: Path) -> list[Notice]:
