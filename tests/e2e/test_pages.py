@@ -24,7 +24,7 @@ DEMAND = {
     "model": "llama-3-8b",
     "traffic": {
         "process": "described",
-        "rate_by_hour_per_s": [4, 3, 2, 2, 2, 3, 6, 10, 16, 20, 22, 24, 24, 22, 20, 20, 18, 16, 14, 12, 10, 8, 6, 5],
+        "rate_by_hour_per_s": [1, 1, 0.5, 0.5, 0.5, 1, 2, 3, 4, 5, 6, 6, 6, 6, 5, 5, 5, 4, 4, 3, 3, 2, 2, 1],
         "lengths": {"isl": 256, "osl": 16},
     },
     "objectives": {"ttft_s": {"p90": 0.5}, "itl_s": {"p99": 0.1}},
