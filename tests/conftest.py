@@ -1,8 +1,9 @@
-"""How rarely the tests' process searches for garbage, and which tests share a worker."""
+"""What holds for every test's process, and which tests share a worker."""
 
 from __future__ import annotations
 
 import gc
+import os
 from typing import Any
 
 import pytest
@@ -13,14 +14,20 @@ from engines.start import GARBAGE_OBJECTS
 IMPORT_MODELOPT = {
     "tests/contract/test_checkpoint_loads.py",
     "tests/contract/test_modelopt_generations.py",
+    "tests/integration/engines/accuracy/test_evaluate.py",
     "tests/integration/engines/build/test_llmapi.py",
     "tests/integration/engines/checkpoint/test_quantize.py",
 }
 
 
+# Read as Hugging Face's libraries are imported, whichever test does it first: a data set is not looked for on the hub.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
 def pytest_configure() -> None:
     """Search for garbage as rarely as our commands do: tests call them in this process, whose heap is far larger."""
     gc.set_threshold(GARBAGE_OBJECTS)
+    os.environ |= OFFLINE
 
 
 @pytest.hookimpl(optionalhook=True)
