@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from engines.checkpoint.inspection import inspect_checkpoint, library
 from engines.checkpoint.library_output import library_output_to
 from engines.errors import MissingError, UserError
@@ -97,11 +99,22 @@ def _read_once(gguf: Any) -> Iterator[None]:
     """Let transformers parse a file once, and name a model's tensors once, within the block.
 
     It parses the file four times (config, weights, tokenizer twice), each vocabulary entry in Python, and makes the map
-    of tensor names again for each module of the model, hundreds of times. Both only read what they get.
+    of tensor names again for each module of the model, hundreds of times. Both only read what they get. Each entry is a
+    slice of the mapped file: slices of a plain array take a seventh of the time that those of a `numpy.memmap` take.
     """
     kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, function in kept.items():
-        setattr(gguf, name, functools.cache(function))
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        @property
+        def data(self) -> np.ndarray:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: np.ndarray) -> None:
+            self._plain = np.asarray(mapped)
+
+    gguf.GGUFReader = functools.cache(Reader)
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
     try:
         yield
     finally:
