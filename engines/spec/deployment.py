@@ -31,10 +31,11 @@ class Factors(Strict):
             on the engine's critical path.
         wave_sequences: Sequences whose decode attention fills the GPU once, for a kernel that is not split along the
             context: one thread block per query head and sequence, as many at a time as there are multiprocessors.
-            Fewer sequences take as long, or see `wave_tail`. 1: split along the context, any number fills the GPU.
+            Fewer sequences take as long, or see `wave_alone`. 1: split along the context, any number fills the GPU.
         wave_tail: Nearly empty waves at the end, if there is more than one wave: 1 if a block is limited by its own
-            latency, 0 if all share the bandwidth and end at about the same time. Below 0.5 a block alone is faster than
-            in a full wave, and so is a step of few sequences.
+            latency, 0 if all share the bandwidth and end at about the same time.
+        wave_alone: Share of a full wave's time that a block alone takes, and any step at least: 1 if a block is limited
+            by its own latency.
         wave_reads: How often such a kernel reads the cache: query heads per KV head, since every query head's block
             reads its keys and values itself. 1 if the heads of a group share what is read.
         mixed_kv_reads: How often an iteration that also computes prompts reads the cache of its decoding sequences:
@@ -55,6 +56,7 @@ class Factors(Strict):
     prompt_s: Seconds = 0.0
     wave_sequences: Annotated[float, Field(ge=1)] = 1.0
     wave_tail: Annotated[float, Field(ge=0, le=1)] = 0.0
+    wave_alone: Annotated[float, Field(ge=0, le=1)] = 1.0
     wave_reads: Annotated[float, Field(ge=1)] = 1.0
     mixed_kv_reads: Annotated[float, Field(ge=1)] = 1.0
     draft_pass_s: Seconds = 0.0

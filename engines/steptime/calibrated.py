@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from operator import mul
 from typing import NamedTuple
 
@@ -107,16 +106,11 @@ class Calibrated:
         return _Line(base_s, slope, line.valid_to_context_tokens * sequences / full)
 
     def _full_sequences(self, sequences: int) -> float:
-        """Return the sequences that a full GPU would read in the time of a step that reads in waves.
-
-        A block alone takes a share of a full wave's time, at most all of it. A last wave of any part of the blocks
-        takes that part of the time, but no less than the share: on average over all parts, half the share's square
-        longer. That is the tail, and a step of less than a wave takes the share.
-        """
-        wave, tail = self.factors.wave_sequences, self.factors.wave_tail
+        """Return the sequences that a full GPU would read in the time of a step that reads in waves."""
+        wave = self.factors.wave_sequences
         if sequences > wave:
-            return sequences + tail * wave
-        return max(sequences, wave * min(1.0, math.sqrt(2 * tail)))
+            return sequences + self.factors.wave_tail * wave
+        return max(sequences, wave * self.factors.wave_alone)
 
     def _kv_of_empty_s(self, sequences: int) -> float:
         found = self._empty.get(sequences)

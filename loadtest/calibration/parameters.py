@@ -154,7 +154,18 @@ def factors_of(logs: Array, waves: Waves, mixed_kv_reads: float = 1.0) -> Factor
     values |= {"wave_sequences": waves.sequences, "wave_reads": waves.reads}
     if waves == SPLIT:
         values["wave_tail"] = 0.0
+    else:
+        values["wave_alone"] = wave_alone_of(values["wave_tail"])
     return Factors(**values, mixed_kv_reads=mixed_kv_reads)
+
+
+def wave_alone_of(tail: float) -> float:
+    """Return the share of a full wave's time that a block alone takes, by the tail of the last waves.
+
+    A last wave of any part of the blocks takes that part of a full wave's time, but no less than the share: on average
+    over all parts half the share's square longer, which is the tail.
+    """
+    return min(1.0, math.sqrt(2 * tail))
 
 
 def host_of(logs: Array) -> Host:

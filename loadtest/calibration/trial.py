@@ -33,6 +33,7 @@ from loadtest.calibration.parameters import (
     Waves,
     factors_of,
     host_of,
+    wave_alone_of,
 )
 from loadtest.simulate import TURNAROUND_S, Arrivals, Contents, Ended, Traffic, Users, VirtualServer
 from loadtest.traffic import ClosedLoop, always, turn_of
@@ -327,7 +328,9 @@ def _with_less_tail(step_time: Calibrated) -> Calibrated | None:
     factors = step_time.factors
     if factors.wave_sequences <= 1:
         return None
-    return Calibrated(step_time.source, factors.model_copy(update={"wave_tail": factors.wave_tail * LESS_TAIL}))
+    tail = factors.wave_tail * LESS_TAIL
+    less = factors.model_copy(update={"wave_tail": tail, "wave_alone": wave_alone_of(tail)})
+    return Calibrated(step_time.source, less)
 
 
 def _features_of(step_time: Calibrated, step: Iteration, less_tail: Calibrated | None) -> list[float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.spec import engine_profile_named, gpu_named
-from loadtest.calibration.parameters import PLACE, PRIOR, SPLIT, Waves, prior_of
+from loadtest.calibration.parameters import PLACE, PRIOR, SPLIT, Waves, factors_of, prior_of, wave_alone_of
 
 GPU = gpu_named("h100-sxm-80gb")
 CPU = GPU.model_copy(update={"name": "made up", "device": "cpu"})
@@ -50,6 +50,21 @@ def test_the_choice_of_attention_changes_nothing_else() -> None:
         assert np.flatnonzero(one != other).tolist() == [KV]
     nim = engine_profile_named("nim-2024")
     assert math.exp(prior_of(nim, IN_WAVES, gpu=GPU).expected[KV]) == pytest.approx(nim.factors.kv_ratio)
+
+
+@pytest.mark.parametrize(("tail", "alone"), [(1.0, 1.0), (0.5, 1.0), (0.32, 0.8), (0.08, 0.4)])
+def test_a_tail_says_what_a_block_alone_takes(tail: float, alone: float) -> None:
+    """Last waves of any part, each no shorter than the share, are on average longer than their parts by the tail."""
+    parts = (np.arange(100_000) + 0.5) / 100_000
+    assert wave_alone_of(tail) == pytest.approx(alone)
+    if tail <= 0.5:
+        assert np.mean(np.maximum(parts, alone) - parts) == pytest.approx(tail, abs=1e-4)
+
+
+def test_attention_that_is_split_keeps_its_tail_and_share() -> None:
+    """Neither is fitted there: a file has what it has without waves."""
+    factors = factors_of(PRIOR.expected, SPLIT)
+    assert (factors.wave_tail, factors.wave_alone) == (0.0, 1.0)
 
 
 def test_measured_kernels_in_a_compared_format_are_expected_more_precisely() -> None:
