@@ -63,7 +63,9 @@ class Image:
         home.mkdir(exist_ok=True)
         path = f"{self.home / 'bin'}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
         kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "LANG"))}
-        return {**kept, **stated, "HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1", "PIP_NO_COMPILE": "1"}
+        # "no" turns --no-compile on: of an option that is a negation, pip reads the value of what it negates.
+        pip = {"PIP_NO_COMPILE": "no"}
+        return {**kept, **stated, **pip, "HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def run(self, command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Run a line of shell in the environment."""
