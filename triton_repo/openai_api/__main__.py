@@ -57,7 +57,7 @@ def main(repository: Path, **flags: Any) -> None:
         reasoning=cast(Reasoning, flags["reasoning"]),
     )
     gc.collect()
-    gc.freeze()  # exclude the vocabulary from garbage collection: scanning it would stall every stream
+    gc.freeze()  # exclude all that was loaded from garbage collection: scanning it would stall every stream
     access = Access(keys=read_keys(flags["api_key_file"], os.environ.get(KEY_VARIABLE)))
     if flags["stop_after"] is not None:
         timer = threading.Timer(flags["stop_after"], os.kill, (os.getpid(), signal.SIGTERM))
