@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -248,7 +249,7 @@ def test_report_does_not_replace_its_own_run(tmp_path: Path) -> None:
     assert (run / "requests.jsonl").is_file()
 
 
-def test_existing_report_is_kept_without_force(tmp_path: Path) -> None:
+def test_existing_report_is_kept_without_force(written: Path, tmp_path: Path) -> None:
     """Nothing is overwritten unless asked."""
     run, out = make_run(tmp_path / "run"), tmp_path / "out"
     out.mkdir()
@@ -258,10 +259,14 @@ def test_existing_report_is_kept_without_force(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was not written by this tool"):
         write_report([run], out, force=True, command="report-load")
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
-    (out / "mine.txt").unlink()
-    report(out, run)
+    shutil.rmtree(out)
+    shutil.copytree(written, out)
+    with pytest.raises(UserError, match="already exists"):
+        report(out, run)
+    (out / "report.html").write_text("old")
     write_report([run], out, force=True, command="report-load")
-    assert (out / "report.html").is_file()
+    assert "emulated, time scale x4" in (out / "report.html").read_text()
+    assert {path.name for path in out.iterdir()} == {path.name for path in written.iterdir()}
 
 
 def test_line_that_does_not_fit_is_the_users_to_fix(tmp_path: Path) -> None:
