@@ -69,9 +69,9 @@ demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/rep
 TIERS := $(addprefix tests/,e2e statistical contract integration attack timetable unit gpu)
 
 # One thread a process while four workers share the cores: PyTorch's threads spin while they wait for each other.
-test: setup  ## Every test that needs no GPU (what CI runs): in parallel, then, two at a time, those that hold times to a limit
+test: setup  ## Every test that needs no GPU (what CI runs): in parallel, then, three at a time, those that hold times to a limit
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m 'not quiet' $(TIERS) engines triton_repo loadtest
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m quiet \
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m quiet \
 		$$(grep -rl --include='test_*.py' mark.quiet $(TIERS) | sort)
 
 servers: setup  ## Other servers and clients (vLLM, llama.cpp, transformers, LiteLLM): install what is missing, 5 GB, then their tests

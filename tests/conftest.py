@@ -19,6 +19,15 @@ IMPORT_MODELOPT = {
     "tests/integration/engines/checkpoint/test_quantize.py",
 }
 
+# These share `server` of tests/e2e/conftest.py, one for each worker that has any of them: 5 s of CPU time.
+USE_ONE_SERVER = {
+    "tests/e2e/test_hostile.py",
+    "tests/e2e/test_operations.py",
+    "tests/e2e/test_road.py",
+    "tests/e2e/test_traffic.py",
+    "tests/e2e/test_upstream_requests.py",
+}
+SHARING = dict.fromkeys(IMPORT_MODELOPT, "ModelOpt") | dict.fromkeys(USE_ONE_SERVER, "one server")
 
 # Read as Hugging Face's libraries are imported, whichever test does it first: a data set is not looked for on the hub.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -32,7 +41,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep the tests of one file on one worker, as --dist loadfile does, and those that import ModelOpt together."""
+    """Keep the tests of one file on one worker, as --dist loadfile does, and those of files that share something."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 (only where tests run in parallel)
@@ -40,6 +49,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
-            return "ModelOpt" if file in IMPORT_MODELOPT else file
+            return SHARING.get(file, file)
 
     return Scheduling(config, log)
