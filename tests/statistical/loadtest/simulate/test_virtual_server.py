@@ -112,7 +112,8 @@ def test_every_level_ends_and_measures_enough(concurrency: int, requests: int, w
 @pytest.mark.quiet
 def test_wall_clock_and_virtual_clock_agree() -> None:
     """The same requests give the same tokens in the same steps, on either clock, up to the wall's lateness."""
-    plan = [(0.0, 20, 8), (0.004, 30, 6), (0.034, 25, 5), (0.061, 40, 3)]
+    # Half a step from any other: a request that the wall holds up joins the step that it joins on the virtual clock.
+    plan = [(0.0, 20, 8), (0.005, 30, 6), (0.035, 25, 5), (0.065, 40, 3)]
     sent = [Sent(Turn(number, "measure", osl), t_s, isl) for number, (t_s, isl, osl) in enumerate(plan)]
     server, ended = _served(Arrivals(sent))
     virtual = {each.sent.turn.id: server.token_times_s(each) for each in ended}
