@@ -79,7 +79,7 @@ servers: setup  ## Other servers and clients (vLLM, llama.cpp, transformers, Lit
 	@$(BIN)/python -m pytest -q -rs tests/servers
 
 unit: setup  ## The quick tests alone
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit
+	@$(BIN)/python -m pytest -q -n 3 --dist worksteal tests/unit
 
 check: lint test  ## Lint, types, layers, then all tests
 

@@ -96,5 +96,5 @@ def _wait(process: subprocess.Popen[bytes], server: str, url: str, log: Path) ->
         if time.monotonic() - told_s > _SIGN_OF_LIFE_S:
             told_s = time.monotonic()
             progress(f"waiting for {server}, {told_s - began_s:.0f} s")
-        time.sleep(1)
+        time.sleep(0.2)
     raise ToolError(f"{server} did not answer within {READY_WITHIN_S:.0f} s", log_path=log)
