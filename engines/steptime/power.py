@@ -81,13 +81,6 @@ class PowerModel:
         At the board's power limit clocks fall: the iteration takes no more than the limit, and its parts above the base
         are scaled down alike.
         """
-        return StepEnergy(*self._parts_j(shape, seconds))
-
-    def joules(self, shape: StepShape, seconds: float) -> float:
-        """Return the joules of an iteration."""
-        return sum(self._parts_j(shape, seconds))
-
-    def _parts_j(self, shape: StepShape, seconds: float) -> tuple[float, float, float, float]:
         decoding, context_tokens, prompts, prompt_tokens, attended_tokens, _ = shape
         tokens, sequences, pairs = decoding + prompt_tokens, decoding + prompts, context_tokens + attended_tokens
         base_j = self.base_w * seconds
@@ -100,7 +93,11 @@ class PowerModel:
         tokens_j = sequences * self._token_j
         room_j = self.max_w * seconds - base_j
         ratio = min(1.0, room_j / (memory_j + arithmetic_j + tokens_j))
-        return base_j, ratio * memory_j, ratio * arithmetic_j, ratio * tokens_j
+        return StepEnergy(base_j, ratio * memory_j, ratio * arithmetic_j, ratio * tokens_j)
+
+    def joules(self, shape: StepShape, seconds: float) -> float:
+        """Return the joules of an iteration."""
+        return self.energy(shape, seconds).joules
 
 
 def power_model_for(manifest: EngineManifest) -> PowerModel | None:
