@@ -98,11 +98,13 @@ def chart(
     parts = [_frame(title, across, up, x, y)]
     parts += [
         f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(level):.1f}" y2="{up(level):.1f}"/>'
-        f'<text class="small limit-name" x="{LEFT + 6}" y="{up(level) - 4:.1f}">'
-        f"{html.escape(name)}</text>"
-        for level, name in limits
+        for level, _ in limits
     ]
     parts += [_drawn(each, across, up) for each in series]
+    parts += [
+        f'<text class="small limit-name" x="{LEFT + 6}" y="{up(level) - 4:.1f}">{html.escape(name)}</text>'
+        for level, name in limits
+    ]
     drawn = [place for each in series for place in _places(each, across, up)]
     drawn += [(float(at), up(level)) for level, _ in limits for at in range(LEFT, WIDTH - RIGHT, _STEP)]
     drawn += [
