@@ -129,6 +129,15 @@ def fetch(
         raise _failed(error, deadline) from error
 
 
+def bearer(key: str | None) -> dict[str, str]:
+    """Return the header with a key; no header without one.
+
+    >>> bearer("k"), bearer(None)
+    ({'Authorization': 'Bearer k'}, {})
+    """
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def answers(url: str, *, limit_s: float = 2.0) -> bool:
     """Return whether a server answers a page with status 200 in time."""
     try:
@@ -142,7 +151,7 @@ def _opened(request: str | urllib.request.Request, deadline: Deadline, context: 
     for handler in (
         _Http(deadline),
         _Https(deadline, context),
-        urllib.request.HTTPRedirectHandler(),
+        _Redirections(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.UnknownHandler(),
@@ -207,6 +216,16 @@ def _connection(deadline: Deadline, host: str, **named: Any) -> Any:
 
 def _tls_connection(deadline: Deadline, host: str, **named: Any) -> Any:
     return _timed(http.client.HTTPSConnection(host, **named), deadline)
+
+
+class _Redirections(urllib.request.HTTPRedirectHandler):
+    """Follows redirections; a key goes no further than its own server, which urllib would send it beyond."""
+
+    def redirect_request(self, req: urllib.request.Request, *reply: Any) -> urllib.request.Request | None:
+        following = super().redirect_request(req, *reply)
+        if following is not None and (following.type, following.host) != (req.type, req.host):
+            following.remove_header("Authorization")
+        return following
 
 
 class _Http(urllib.request.HTTPHandler):

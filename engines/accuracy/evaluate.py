@@ -21,7 +21,7 @@ from engines.checkpoint import LoadedModel, load_corpus
 from engines.console import OPENAI_KEY
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import one_line, write_json
-from engines.http_fetch import fetch
+from engines.http_fetch import bearer, fetch
 from engines.manifest import MANIFEST_NAME, AccuracyResult, EngineManifest, read_manifest
 from engines.model_list import listed_models
 from engines.names import TOKENIZER_FILE
@@ -269,8 +269,7 @@ def _json_from(url: str, body: dict[str, Any] | None = None, *, within_s: float)
     Raises:
         ToolError: There is no answer, a refusal, or another kind of answer.
     """
-    key = os.environ.get(OPENAI_KEY)
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    headers = {"Content-Type": "application/json", **bearer(os.environ.get(OPENAI_KEY))}
     try:
         request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
         answer = fetch(request, limit_s=within_s, limit_bytes=_ANSWER_LIMIT_BYTES)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from engines.errors import MissingError
-from engines.http_fetch import fetch
+from engines.http_fetch import bearer, fetch
 from loadtest.client import Endpoint
 from loadtest.client.endpoint import tls_context
 from loadtest.client.protocols import key_in
@@ -153,8 +153,7 @@ def require_page(page: MetricsPage) -> None:
 
 def _text(page: MetricsPage) -> str:
     try:
-        headers = {} if page.key is None else {"Authorization": f"Bearer {page.key}"}
-        request = urllib.request.Request(page.url, headers=headers)
+        request = urllib.request.Request(page.url, headers=bearer(page.key))
         answer = fetch(request, limit_s=ANSWER_WITHIN_S, limit_bytes=PAGE_LIMIT_BYTES, context=page.context)
         if answer.status < HTTPStatus.BAD_REQUEST:
             return answer.body.decode("utf-8", "replace")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 import time
+import urllib.request
+from collections.abc import Iterator
 
 import pytest
 
-from engines.http_fetch import FetchError, answers, fetch
+from engines.http_fetch import FetchError, answers, bearer, fetch
 from tests.unit.conftest import DRIPPED, OK, Answering
 
 LIMIT_S, LIMIT_BYTES = 0.3, 1 << 20
@@ -55,6 +59,50 @@ def test_a_redirection_is_followed(answering: Answering) -> None:
     page = answering([OK + b"Content-Length: 2\r\n\r\nhi"])
     first = answering([b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: http://%s\r\n\r\n" % page.encode()])
     assert fetch("http://" + first, limit_s=10, limit_bytes=4).body == b"hi"
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[list[str], list[str | None]]]:
+    """Give two servers' addresses and the key of each request for `/page`; elsewhere the first redirects.
+
+    Its `/` leads to its own page, its `/away` to the other server's.
+    """
+    keys: list[str | None] = []
+    urls: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/page":
+                keys.append(self.headers.get("Authorization"))
+            self.send_response(200 if self.path == "/page" else 307)
+            self.send_header("Location", f"{urls[self.path == '/away']}/page")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
+    threads = [threading.Thread(target=server.serve_forever, args=(0.02,)) for server in servers]
+    urls += [f"http://127.0.0.1:{server.server_port}" for server in servers]
+    for thread in threads:
+        thread.start()
+    yield urls, keys
+    for server, thread in zip(servers, threads, strict=True):
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("path", "sent"), [("/", "Bearer k"), ("/away", None)])
+def test_a_key_follows_a_redirection_on_its_own_server_only(
+    asked: tuple[list[str], list[str | None]], path: str, sent: str | None
+) -> None:
+    """A server cannot send the key that it was given to another."""
+    urls, keys = asked
+    request = urllib.request.Request(urls[0] + path, headers=bearer("k"))
+    assert fetch(request, limit_s=10, limit_bytes=4).status == 200
+    assert keys == [sent]
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "nothing", "http://[::1", "http://127.0.0.1:1/"])
