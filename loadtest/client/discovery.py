@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import MissingError
-from engines.http_fetch import Deadline, connected, fetch
+from engines.http_fetch import Deadline, bearer, connected, fetch
 from engines.model_list import is_model_name
 from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of, tls_context
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
@@ -75,7 +75,7 @@ def discover_protocol(url: str, *, ca_file: Path | None = None, insecure: bool =
             return Discovery(protocol, tuple(tried), True)
         if UNTRUSTED in response:
             raise untrusted(endpoint, response)
-        tried.append(f"{name.format(base=endpoint.base_path, v1=_v1(endpoint))}: {response}")
+        tried.append(f"{name.format(base=endpoint.base_path, v1=endpoint.v1_path)}: {response}")
     return Discovery(None, tuple(tried), True)
 
 
@@ -88,7 +88,7 @@ def served_models(endpoint: Endpoint, key: str | None) -> list[ServedModel]:
         MissingError: The list needs a key, and none was given or it was refused.
     """
     if endpoint.is_openai:
-        path = f"{_v1(endpoint)}/models"
+        path = f"{endpoint.v1_path}/models"
         document = _json(endpoint, path, key=key)
         if isinstance(document, str) and document in _KEY_REFUSED:
             raise MissingError(
@@ -145,7 +145,7 @@ def _probe_triton(endpoint: Endpoint) -> str:
 
 
 def _probe_openai(endpoint: Endpoint) -> str:
-    document = _json(endpoint, f"{_v1(endpoint)}/models")
+    document = _json(endpoint, f"{endpoint.v1_path}/models")
     if isinstance(document, str):
         return "" if document in _KEY_REFUSED else document  # a list that requires a key is still a list
     return "" if isinstance(document, dict) and isinstance(document.get("data"), list) else "not a list of models"
@@ -170,14 +170,9 @@ def _grpc_models(endpoint: Endpoint) -> list[ServedModel]:
     return [ServedModel(each.name) for each in models if each.name not in _PARTS]
 
 
-def _v1(endpoint: Endpoint) -> str:
-    return endpoint.base_path if endpoint.base_path.endswith("/v1") else endpoint.base_path + "/v1"
-
-
 def _json(endpoint: Endpoint, path: str, *, key: str | None = None, body: bytes | None = None) -> Any:
     """Return a page's JSON content; a string states why there is none."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(endpoint.url(path), data=body, headers=headers)
+    request = urllib.request.Request(endpoint.url(path), data=body, headers=bearer(key))
     try:
         answer = fetch(request, limit_s=PROBE_WITHIN_S, limit_bytes=ANSWER_LIMIT_BYTES, context=tls_context(endpoint))
         if answer.status >= HTTPStatus.BAD_REQUEST:

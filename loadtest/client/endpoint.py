@@ -64,6 +64,11 @@ class Endpoint(Strict):
         """Whether the server speaks OpenAI's protocol."""
         return self.protocol.startswith("openai-")
 
+    @property
+    def v1_path(self) -> str:
+        """Path of OpenAI's API, whether or not the server's URL was given with it."""
+        return self.base_path if self.base_path.endswith("/v1") else f"{self.base_path}/v1"
+
     def url(self, path: str) -> str:
         """Return the full URL of a path of the server."""
         return f"http{'s' if self.tls else ''}://{self.authority}{path}"

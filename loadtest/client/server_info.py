@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from engines.errors import MissingError, UserError
-from engines.http_fetch import Answer, Deadline, connected, fetch, received
+from engines.http_fetch import Answer, Deadline, bearer, connected, fetch, received
 from engines.model_list import listed_models
 from loadtest.client.endpoint import Endpoint, tls_context
 from loadtest.client.http1 import CutError, ProtocolError, error_text
@@ -86,19 +86,19 @@ def _engine_parameters(endpoint: Endpoint) -> dict[str, str]:
 
 def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:
     """Return the facts from the list of models; an emulated server states its kind in a header (`ENGINE_KIND`)."""
-    base = endpoint.base_path if endpoint.base_path.endswith("/v1") else endpoint.base_path + "/v1"
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answer = _answer(endpoint, "OpenAI", f"{base}/models", headers)
+    path = f"{endpoint.v1_path}/models"
+    answer = _answer(endpoint, "OpenAI", path, bearer(key))
     if answer.status in _LISTS_NO_MODELS:
         return _measured(endpoint, url, model)
     if answer.status >= HTTPStatus.BAD_REQUEST:
         hint = key_hint(endpoint, key) if answer.status in NEEDS_KEY else "check --url"
-        raise MissingError(f"{url}: GET {base}/models answered {answer.status}", hint=hint)
+        raise MissingError(f"{url}: GET {path} answered {answer.status}", hint=hint)
     try:
         names = [each["id"] for each in listed_models(json.loads(answer.body))]
     except (ValueError, RecursionError) as error:
         raise MissingError(
-            f"{url}: {base}/models is not a list of models", hint="check that this is an OpenAI-compatible server"
+            f"{url}: {path} is not a list of models",
+            hint="check that this is an OpenAI-compatible server",
         ) from error
     if model not in names:
         raise MissingError(f"{url}: no model '{model}'", hint=f"--model: one of {', '.join(sorted(names)[:8])}")

@@ -31,7 +31,7 @@ def protocol_for(
     if endpoint.is_openai:
         kind = OpenAiChat if endpoint.protocol == "openai-chat" else OpenAiCompletions
         key = key_in(environment, endpoint.api_key_env)
-        return kind(model, base_path=endpoint.base_path, key=key, extra=extra)
+        return kind(model, v1_path=endpoint.v1_path, key=key, extra=extra)
     if endpoint.llm_api:
         return TritonLlmApi(endpoint, model, extra)
     if endpoint.protocol == "triton-grpc":

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from engines.http_fetch import bearer
 from loadtest.client.http1 import CutError, ProtocolError, error_text
 from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, json_of, merged_over, stated_count
 
@@ -18,13 +19,14 @@ class OpenAi(Protocol):
     """Common base; the usage in the last event determines how many tokens the events contained.
 
     Args:
+        v1_path: As of `Endpoint`.
         key: Sent in the requests' headers and nowhere else; None: no key.
         extra: Merged into every request's body.
     """
 
-    def __init__(self, model: str, *, base_path: str, key: str | None, extra: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, *, v1_path: str, key: str | None, extra: Mapping[str, Any]) -> None:
         self.model = model
-        self.path = f"{base_path if base_path.endswith('/v1') else base_path + '/v1'}/{self.name}"
+        self.path = f"{v1_path}/{self.name}"
         self._key = key
         self._extra = extra
 
@@ -44,7 +46,7 @@ class OpenAi(Protocol):
 
     def headers(self) -> dict[str, str]:
         """Return the key's header, if there is a key."""
-        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        return bearer(self._key)
 
     def without_secrets(self, text: str) -> str:
         """Return a server's message without the key, which some servers quote."""
