@@ -21,6 +21,7 @@ from engines.steptime.calibrated import Calibrated
 from engines.steptime.shape import StepShape, StepTime
 from engines.steptime.source import step_time_for
 from loadtest.simulate.virtual_server import Arrivals, Sent, Users, VirtualServer
+from loadtest.traffic import always
 from loadtest.traffic.closed_loop import ClosedLoop
 from loadtest.traffic.levels import Turn
 
@@ -131,8 +132,8 @@ def attention_waves(engine: EngineManifest) -> Figure:
 
 
 def _closed(engine: EngineManifest, users: int, *, isl: int, osl: int) -> tuple[float, float, float]:
-    loop = ClosedLoop(users, osl, 3 * users, 1, 0, staggered=False)
-    server = VirtualServer(batcher_for(engine), Users(loop, isl))
+    loop = ClosedLoop(users, always(isl, osl), 3 * users, 1, 0, staggered=False)
+    server = VirtualServer(batcher_for(engine), Users(loop))
     measured = [each for each in server.run() if each.sent.turn.phase == "measure"]
     sent = np.array([each.sent.sent_s for each in measured])
     first, last = np.array([server.first_and_last_s(each) for each in measured]).T
