@@ -110,7 +110,7 @@ def attention_waves(engine: EngineManifest) -> Figure:
     source = step_time_for(engine)
     waves = engine.gpu.multiprocessors / engine.model.attention_heads
     reads = engine.model.attention_heads / engine.model.kv_heads
-    unsplit = Calibrated(source, Factors(wave_sequences=waves, wave_tail=1.0, wave_reads=reads))
+    unsplit = Calibrated(source, Factors(wave_sequences=waves, wave_blocks=4, wave_tail=1.0, wave_reads=reads))
     batches = np.arange(1, 33)
     figure = Figure(figsize=(11, 3.9), facecolor="white")
     panels = figure.subplots(1, 2, sharey=True)

@@ -32,10 +32,12 @@ class Factors(Strict):
         wave_sequences: Sequences whose decode attention fills the GPU once, for a kernel that is not split along the
             context: one thread block per query head and sequence, as many at a time as there are multiprocessors.
             Fewer sequences take as long, or see `wave_alone`. 1: split along the context, any number fills the GPU.
+        wave_blocks: Thread blocks of a wave that a multiprocessor holds at once, if each has the fewest threads. With
+            few sequences the launcher doubles their threads, and they run in rounds; see `wave_alone`. 1: not known.
         wave_tail: Nearly empty waves at the end, if there is more than one wave: 1 if a block is limited by its own
             latency, 0 if all share the bandwidth and end at about the same time.
-        wave_alone: Share of a full wave's time that a block alone takes, and any step at least: 1 if a block is limited
-            by its own latency.
+        wave_alone: Share of a full round's time that a block alone takes, and any last round at least: 1 if a block is
+            limited by its own latency. Without `wave_blocks`, the first wave is a round, and the only one.
         wave_reads: How often such a kernel reads the cache: query heads per KV head, since every query head's block
             reads its keys and values itself. 1 if the heads of a group share what is read.
         mixed_kv_reads: How often an iteration that also computes prompts reads the cache of its decoding sequences:
@@ -55,6 +57,7 @@ class Factors(Strict):
     sequence_s: Seconds = 0.0
     prompt_s: Seconds = 0.0
     wave_sequences: Annotated[float, Field(ge=1)] = 1.0
+    wave_blocks: Annotated[int, Field(ge=1)] = 1
     wave_tail: Annotated[float, Field(ge=0, le=1)] = 0.0
     wave_alone: Annotated[float, Field(ge=0, le=1)] = 1.0
     wave_reads: Annotated[float, Field(ge=1)] = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import mul
 from typing import NamedTuple
 
@@ -106,11 +107,18 @@ class Calibrated:
         return _Line(base_s, slope, line.valid_to_context_tokens * sequences / full)
 
     def _full_sequences(self, sequences: int) -> float:
-        """Return the sequences that a full GPU would read in the time of a step that reads in waves."""
-        wave = self.factors.wave_sequences
-        if sequences > wave:
+        """Return the sequences that a full GPU would read in the time of a step that reads in waves.
+
+        As long as all thread blocks fit on the GPU at once, the launcher doubles their threads where that fills it
+        better, and a multiprocessor holds half as many. With a few more, they run in whole rounds.
+        """
+        wave, blocks = self.factors.wave_sequences, self.factors.wave_blocks
+        if sequences > wave * blocks:
             return sequences + self.factors.wave_tail * wave
-        return max(sequences, wave * self.factors.wave_alone)
+        doublings = math.ceil(wave * blocks / sequences).bit_length() - 1
+        round_sequences = wave * max(1, blocks >> doublings)
+        rounds, last = divmod(sequences / round_sequences, 1.0)
+        return round_sequences * (rounds + (max(last, self.factors.wave_alone) if last else 0.0))
 
     def _kv_of_empty_s(self, sequences: int) -> float:
         found = self._empty.get(sequences)

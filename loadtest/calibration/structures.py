@@ -20,6 +20,11 @@ from loadtest.calibration.trial import FitContext, observe
 
 MANY_POINTS = 16  # with more points than this, structures are compared on those of every second load
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried if the deployment's max_num_tokens is unknown
+# TensorRT-LLM's masked attention launches blocks of 256, 512 or 1,024 threads: the most that still fill the GPU
+# (decoderMaskedMultiheadAttentionLaunch.h). With an FP8 cache and these head sizes, registers are bounded so that a
+# multiprocessor holds four blocks of 256 (`Launch_bounds_config` in decoderMaskedMultiheadAttentionTemplate.h); with
+# other caches the compiler decides how many.
+FP8_BLOCKS, FP8_BLOCKS_HEAD_SIZES = 4, (64, 128)
 _NEAR, _WHOLE = 5, 16  # maximum parameter vectors per fit: if only the token budget is new, and from the prior
 
 
@@ -80,7 +85,8 @@ def waves_of(manifest: EngineManifest, profile: EngineProfile | None = None) -> 
         return (SPLIT,)
     model = manifest.model
     full = max(1.0, manifest.gpu.multiprocessors * manifest.parallel.tensor / model.attention_heads)
-    in_waves = Waves(full, model.attention_heads / model.kv_heads)
+    blocks = FP8_BLOCKS if manifest.precision.kv_cache == "fp8" and model.head_size in FP8_BLOCKS_HEAD_SIZES else 1
+    in_waves = Waves(full, model.attention_heads / model.kv_heads, blocks)
     if profile is None:
         return SPLIT, in_waves
     return (in_waves if profile.factors.wave_sequences > 1 else SPLIT,)

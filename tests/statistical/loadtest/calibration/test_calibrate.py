@@ -133,13 +133,15 @@ def test_a_prediction_carries_intervals(request_of_truth: Request, manifest: Eng
 
 def test_attention_may_come_in_waves(manifest: EngineManifest) -> None:
     """An H100's 132 multiprocessors hold the blocks of four sequences of 32 query heads, four to a KV head."""
-    in_waves = (132 / 32, 4.0)
+    in_waves = (132 / 32, 4.0, 4)
     assert waves_of(manifest) == (SPLIT, in_waves)
     assert waves_of(manifest, engine_profile_named("nim-2024")) == (in_waves,)
     assert waves_of(manifest, engine_profile_named("vllm-v1")) == (SPLIT,)
+    half = manifest.precision.model_copy(update={"kv_cache": "16bit"})
+    assert waves_of(manifest.model_copy(update={"precision": half}))[1].blocks == 1  # its registers are not stated
 
 
-@pytest.mark.parametrize("truth", [SPLIT, Waves(132 / 32, 4.0)], ids=["split", "in waves"])
+@pytest.mark.parametrize("truth", [SPLIT, Waves(132 / 32, 4.0, 4)], ids=["split", "in waves"])
 def test_six_points_tell_how_attention_fills_the_gpu(request_of_truth: Request, truth: Waves) -> None:
     """Of two deployments that differ in nothing else, each is found to be what it is; noise is that of a good table."""
     logs = LOGS.copy()
@@ -159,7 +161,7 @@ def test_six_points_tell_how_attention_fills_the_gpu(request_of_truth: Request, 
 
 def test_slopes_by_the_last_wave_are_those_of_the_figures(request_of_truth: Request) -> None:
     """Where attention comes in waves, what pricing says of the last one and of the cache is what moving them does."""
-    many = request_of_truth.points[2]
+    many = request_of_truth.points[3]
     rig = fit_context_of(request_of_truth, Structure(16384, waves_of(request_of_truth.manifest)[1]))
     short = LOGS.copy()
     short[PLACE["wave_tail"]] = math.log(0.2)
