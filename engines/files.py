@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.errors import DISTRIBUTION, MissingError, UserError
+from engines.schema_errors import schema_error
 from engines.signals import interrupts_deferred
-from engines.units import MS_PER_S
 
 LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's largest is a few hundred
 SCHEMA_VERSION = 2
-MAX_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
-_UNION_BRANCHES = {"int", "float", "str", "bool"}
-_NAMES, _LIST, _WHOLE, _NUMBER = (
-    "expected keys and values",
-    "expected a list",
-    "expected a whole number",
-    "expected a number",
-)
-_EXPECTED = {
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "mapping_type"), _NAMES),
-    **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), _LIST),
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), _WHOLE),
-    **dict.fromkeys(("float_type", "float_parsing"), _NUMBER),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
-    "string_type": "expected a text",
+_ALIASES, _TWICE = "aliases are not allowed", "is given twice"
+# What to do, by what the reason contains.
+_YAML_HINTS = {
+    _ALIASES: "write the value out in each place, without & and *",
+    _TWICE: "keep one of the two",
+    "'\\t'": "indent with spaces, not with tabs",
+    "mapping values are not allowed": "quote a value that contains ': ', and check the indentation above",
+    "expected <block end>": "check the indentation there and above",
 }
+MAX_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
 
 
 class Strict(BaseModel):
@@ -71,6 +61,18 @@ class Document(Strict):
     made_from: list[Source] = []
 
     model_config = ConfigDict(populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_later(cls, values: Any) -> Any:
+        """Refuse a document of a schema that this version does not know: its keys may mean something else."""
+        found, newest = (
+            values.get("schema") if isinstance(values, dict) else None,
+            cls.model_fields["schema_version"].default,
+        )
+        if isinstance(found, int) and found > newest:
+            raise ValueError(f"schema {one_line(found, 20)} is of a later version; the latest known is {newest}")
+        return values
 
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
@@ -154,9 +156,11 @@ def parse_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
-        raise UserError(
-            f"{where}: not valid YAML: {_yaml_reason(error)}", hint="check the indentation, quotes and brackets there"
-        ) from error
+        reason = _yaml_reason(error)
+        hint = next(
+            (hint for said, hint in _YAML_HINTS.items() if said in reason), "check the quotes and brackets there"
+        )
+        raise UserError(f"{where}: not valid YAML: {reason}", hint=hint) from error
     except RecursionError as error:
         raise UserError(f"{where}: not valid YAML: nested too deeply") from error
 
@@ -222,7 +226,7 @@ def validate(value: object, schema: type[SchemaT], *, where: str, flags: Mapping
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise _user_error(error, schema, where, flags or {}) from error
+        raise schema_error(error, schema, value, where=where, flags=flags or {}) from error
 
 
 def to_json(document: BaseModel) -> str:
@@ -283,85 +287,6 @@ def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions")
 
 
-def _user_error(error: ValidationError, schema: type[BaseModel], where: str, flags: Mapping[str, str]) -> UserError:
-    """Return pydantic's first error as one sentence with key, value and hint; an unknown key may explain others."""
-    found = error.errors()
-    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-    parts = [str(part) for part in first["loc"] if not _names_a_type(part) and part != "[key]"]
-    key = ".".join(parts)
-    flag = next((flags[above] for above in accumulate(parts, "{}.{}".format) if above in flags), None)
-    if flag is not None and first["type"] != "extra_forbidden":
-        where, key = flag, ""
-    if first["type"] == "extra_forbidden":
-        *parents, unknown = first["loc"]
-        known = _keys_at(schema, [str(part) for part in parents])
-        close = difflib.get_close_matches(str(unknown), known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
-        return UserError(f"{flag or where}: unknown key '{key}'", hint=hint)
-    if first["type"] == "missing":
-        return UserError(f"{where}: missing key '{key}'")
-    given = "" if isinstance(first["input"], dict) else f" (found {_short(first['input'])})"
-    in_seconds = any(part.endswith("_s") for part in parts)
-    text = ": ".join(part for part in (where, key, _said(first)) if part) + given
-    return UserError(text, hint=_hint_of_time(first["input"]) if in_seconds else None)
-
-
-def _said(error: ErrorDetails) -> str:
-    """Return what is wrong with a value in words of YAML, where pydantic uses those of Python."""
-    context = error.get("ctx", {})
-    if error["type"] == "union_tag_not_found":
-        return f"missing key {context['discriminator']}, which names its kind"
-    if error["type"] == "union_tag_invalid":
-        return f"{context['discriminator']} must be one of {context['expected_tags']}, not '{context['tag']}'"
-    return _EXPECTED.get(error["type"]) or error["msg"].removeprefix("Value error, ")
-
-
-def _hint_of_time(given: object) -> str | None:
-    """Return what to write in place of a time that was given with its unit.
-
-    >>> _hint_of_time("150ms")
-    'times are in seconds, without a unit: 0.15'
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", given) if isinstance(given, str) else None
-    if found is None:
-        return None
-    seconds = float(found[1]) / (MS_PER_S if found[2] == "ms" else 1)
-    return f"times are in seconds, without a unit: {seconds:g}"
-
-
-def _names_a_type(part: int | str) -> bool:
-    """Whether a part of pydantic's error path is a branch of a union (`constrained-int`) and not a key."""
-    return isinstance(part, str) and (
-        part.startswith(("constrained-", "function-", "literal[")) or part in _UNION_BRANCHES
-    )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 (a line's width)
-
-
-def _keys_at(schema: type[BaseModel], parents: list[str]) -> list[str]:
-    """Return the keys that a schema has below a path of keys. List indices in the path are skipped."""
-    current: Any = schema
-    for parent in parents:
-        field = getattr(current, "model_fields", {}).get(parent)
-        if field is not None:
-            current = _schema_inside(field.annotation) or current
-    return [field.alias or name for name, field in current.model_fields.items()]
-
-
-def _schema_inside(annotation: Any) -> type[BaseModel] | None:
-    """Return the schema class inside an annotation such as `list[Thing] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _schema_inside(argument)
-        if found is not None:
-            return found
-    return None
-
-
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe YAML loader that refuses duplicate keys, and aliases (which allow "YAML bombs")."""
 
@@ -372,11 +297,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if isinstance(key, (list, dict, set)):
                 raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' {_TWICE}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not allowed")
+            raise yaml.composer.ComposerError(None, None, _ALIASES, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)

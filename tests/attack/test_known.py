@@ -16,7 +16,7 @@ PREDICT = "predict-load engine --osl 4"
 SERVE = "serve-repo repository --tritonserver nothing"
 REFUSED = {
     f"{PLAN} --tp 3": "32 attention heads and 8 KV heads",
-    f"{PLAN} --max-batch-size 0": "--max-batch-size: Input should be greater than or equal to 1",
+    f"{PLAN} --max-batch-size 0": "--max-batch-size: must be greater than or equal to 1",
     f"{PLAN} --max-batch-size 1e30": "'1e30' is not a valid integer",
     f"{PLAN} --isl 1000000000": "less than or equal to 16777216",
     f"{PLAN} --ttft-ms inf": "inf is not a number from",

@@ -68,6 +68,7 @@ EMULATOR_PARTS = (
     "files.py",
     "manifest.py",
     "names.py",
+    "schema_errors.py",
     "signals.py",
     "units.py",
     "spec",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
 
-from engines.errors import MissingError, UserError
-from engines.files import Strict, read_json, read_yaml, validate, write_text
+from engines.errors import DISTRIBUTION, MissingError, UserError
+from engines.files import Document, Strict, parse_yaml, read_json, read_yaml, validate, write_text
 
 
 class Inner(Strict):
@@ -86,10 +88,53 @@ def test_a_time_with_a_unit_is_refused_with_its_seconds() -> None:
     class Limit(Strict):
         ttft_s: float
 
-    for given, seconds in (("150ms", "0.15"), (" 2 s", "2")):
+    for given, seconds in (("150ms", "0.15"), (" 2 s", "2"), ("1m", "60"), ("1.5 min", "90"), ("2h", "7200")):
         with pytest.raises(UserError) as refused:
             validate({"ttft_s": given}, Limit, where="x.yaml")
         assert refused.value.hint == f"times are in seconds, without a unit: {seconds}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        ("a: &x [1, 2]\nb: *x\n", "line 2, column 4", "write the value out in each place, without & and *"),
+        ("precision: a\nprecision: b\n", "line 2, column 1", "keep one of the two"),
+        ("a:\n\tb: 1\n", "line 2, column 1", "indent with spaces, not with tabs"),
+        ("a: b: c\n", "line 1, column 5", "quote a value that contains ': ', and check the indentation above"),
+    ],
+)
+def test_bad_yaml_states_the_line_and_what_to_write(text: str, line: str, hint: str) -> None:
+    """Each common mistake has its own remedy."""
+    with pytest.raises(UserError, match=line) as caught:
+        parse_yaml(text, where="x.yaml")
+    assert caught.value.hint == hint
+
+
+def test_a_list_and_a_text_are_shown_as_yaml_wants_them() -> None:
+    """A single value is put in brackets; what YAML reads as a truth value, a number or a date, in quotes."""
+    for value, hint in (({"rates": 5}, "[5]"), ({"rates": "1, 4"}, "[1, 4]"), ({"name": False}, "in quotes")):
+        with pytest.raises(UserError) as caught:
+            validate({"needed": 1, **value}, Typed, where="x")
+        assert hint in str(caught.value.hint)
+
+
+def test_a_document_of_another_command_or_version_is_named_as_such() -> None:
+    """The reader learns which command wrote it, in which version, and not only that a key is unknown."""
+    head = {"made_by": {"command": "run-load --out x", "version": version(DISTRIBUTION)}}
+    other = {"made_by": {"command": "run-load --out x", "version": "9.9.9"}}
+    for value, message, hint in (
+        ({**head, "kind": 1}, "unknown key 'kind'", "run-load wrote it: check that it is the right file"),
+        (
+            {**other, "kind": 1},
+            "unknown key 'kind'",
+            f"run-load of version 9.9.9 wrote it, this is {version(DISTRIBUTION)}",
+        ),
+        ({**head, "schema": "two"}, "schema: expected a whole number", "run-load wrote it"),
+        ({**other, "schema": 99}, "schema 99 is of a later version; the latest known is 2", "version 9.9.9 wrote it"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            validate(value, Document, where="x.json")
+        assert hint in str(caught.value.hint)
 
 
 def test_missing_and_truncated_json(tmp_path: Path) -> None:
@@ -122,7 +167,8 @@ class Typed(Strict):
     rates: tuple[float, ...] = ()
     inner: Inner = Inner()
     names: dict[Literal["p95", "p99"], float] = Field({})
-    share: float = 0.0
+    share: Annotated[float, Field(le=1)] = 0.0
+    some: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
     is_open: bool = False
     name: str = ""
     traffic: Annotated[_One | _Two, Field(discriminator="kind")] = _One(kind="one")
@@ -137,8 +183,13 @@ class Typed(Strict):
         ({"inner": 5}, "x: inner: expected keys and values (found 5)"),
         ({"inner": {"max_batch_size": "lots"}}, "x: inner.max_batch_size: expected a whole number (found 'lots')"),
         ({"is_open": "perhaps"}, "x: is_open: expected true or false (found 'perhaps')"),
-        ({"name": ["a"]}, "x: name: expected a text (found ['a'])"),
-        ({"names": {"p96": 1}}, "x: names.p96: Input should be 'p95' or 'p99' (found 'p96')"),
+        ({"name": ["a"]}, "x: name: expected text (found ['a'])"),
+        ({"names": {"p96": 1}}, "x: names.p96: must be 'p95' or 'p99' (found 'p96')"),
+        ({"share": 2}, "x: share: must be less than or equal to 1 (found 2)"),
+        ({"some": []}, "x: some: expected at least 1 entry (found [])"),
+        ({"name": None}, "x: name: expected text (found nothing)"),
+        ({"name": True}, "x: name: expected text (found true)"),
+        ({"name": date(2026, 11, 30)}, "x: name: expected text (found 2026-11-30)"),
         ({"traffic": {}}, "x: traffic: missing key 'kind', which names its kind"),
         ({"traffic": {"kind": "three"}}, "x: traffic: 'kind' must be one of 'one', 'two', not 'three'"),
     ],

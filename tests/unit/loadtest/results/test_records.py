@@ -32,7 +32,7 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         ({"id": 0}, "line 3: id 0 is repeated"),
-        ({"done_s": float("nan")}, "line 3: done_s: Input should be a finite number"),
+        ({"done_s": float("nan")}, "line 3: done_s: must be a finite number"),
         ({"sent_s": float("-inf")}, "finite"),
         ({"token_times_s": (2.1, float("nan"), 2.2)}, "finite"),
         ({"queue_s": float("inf")}, "finite"),
@@ -60,7 +60,7 @@ def test_a_record_that_cannot_have_happened_is_refused(
 def test_a_page_s_number_beyond_64_bits_is_refused(tmp_path: Path) -> None:
     """A whole number that no column holds is named with its line."""
     (tmp_path / "samples.jsonl").write_text(f'{{"t_s": 0.0, "values": {{}}, "page": {"9" * 400}}}\n')
-    with pytest.raises(UserError, match="line 1: page: Input should be less than"):
+    with pytest.raises(UserError, match="line 1: page: must be less than"):
         list(read_samples(tmp_path))
 
 
