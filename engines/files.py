@@ -122,7 +122,7 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 def source_of(path: Path) -> Source:
     """Return path and SHA-256 of an input file. Raises as `read_yaml` does, except for schema errors."""
-    _require_file(path)
+    require_file(path)
     return Source(path=str(path), sha256=sha256_of(path))
 
 
@@ -202,7 +202,7 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
 def text_file(path: Path, *, encoding: str = "utf-8", newline: str | None = None) -> Iterator[TextIO]:
     """Open a text file for reading in pieces. Raises as `read_yaml` does, except for schema errors."""
     try:
-        _require_file(path)
+        require_file(path)
         with path.open(encoding=encoding, newline=newline) as file:
             yield file
     except UnicodeDecodeError as error:
@@ -256,7 +256,7 @@ def write_json(path: Path, document: BaseModel) -> None:
 
 def _text_of(path: Path) -> str:
     try:
-        _require_file(path)
+        require_file(path)
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -264,8 +264,11 @@ def _text_of(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path, *, hint: str = "check the path") -> None:
     """Refuse anything but a regular file: reading a pipe or a device may never end.
+
+    Args:
+        hint: What to try if the path does not exist.
 
     Raises:
         MissingError: The path does not exist.
@@ -274,7 +277,7 @@ def _require_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise MissingError(f"{path}: no such file", hint="check the path") from error
+        raise MissingError(f"{path}: no such file", hint=hint) from error
     except OSError as error:
         raise _unreadable(path, error) from error
     if stat.S_ISDIR(mode):

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from engines.errors import MissingError, UserError
-from engines.files import MAX_TOKENS, Strict
+from engines.errors import UserError
+from engines.files import MAX_TOKENS, Strict, require_file
+from loadtest.scenario.traces import PATHS_HINT
 
 # Common column names of prompt and reply lengths, including those of the trace formats.
 PAIR_COLUMNS = (
@@ -118,8 +119,7 @@ def _positive(value: object, name: str, path: str, number: int, *, lower: float)
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line numbers and rows of a CSV with a header, or of JSON Lines."""
-    if not Path(path).is_file():
-        raise MissingError(f"{path}: no such file", hint="relative paths start at the scenario's folder")
+    require_file(Path(path), hint=PATHS_HINT)
     with Path(path).open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         head = file.readline()
         if head.lstrip().startswith("{"):

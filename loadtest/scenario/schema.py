@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, JsonValue, field_validator, model_validator
 
-from engines.errors import MissingError, UserError
-from engines.files import MAX_TOKENS, Source, Strict, read_yaml, source_of
+from engines.errors import UserError
+from engines.files import MAX_TOKENS, Source, Strict, read_yaml, require_file, source_of
 from loadtest.scenario.arrivals import Arrivals
 from loadtest.scenario.distributions import Distribution, PairsOf, Pause, TokensOrAuto, fixed
 from loadtest.scenario.slo import Objectives
-from loadtest.scenario.traces import MAX_ARRIVALS, Trace
+from loadtest.scenario.traces import MAX_ARRIVALS, PATHS_HINT, Trace
 
 GENERATED_PROMPTS = ("chat", "random")
 DEFAULT_ISL, DEFAULT_OSL = 256, 64
@@ -413,6 +413,5 @@ def inputs_of(scenario: Scenario) -> list[Source]:
         MissingError: One does not exist.
     """
     for path in scenario.files():
-        if not path.is_file():
-            raise MissingError(f"{path}: no such file", hint="relative paths start at the scenario's folder")
+        require_file(path, hint=PATHS_HINT)
     return [source_of(path) for path in scenario.files()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import math
@@ -13,10 +14,11 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from engines.errors import MissingError, UserError
-from engines.files import MAX_TOKENS, Strict
+from engines.errors import UserError
+from engines.files import MAX_TOKENS, Strict, require_file
 
 MAX_ARRIVALS = 5_000_000  # at about 200 bytes each, these fit into a load generator's memory
+PATHS_HINT = "relative paths start at the scenario's folder"
 SLACK_S = 60.0  # maximum disorder of a trace's rows within which a slice is still found
 LATEST_S = 1e11  # 3,000 years: dates in seconds are below it; also the limit of numbers that count ms, 3 years
 _NEAR_BYTES = 1 << 16  # a slice's start is searched to within this distance
@@ -55,6 +57,11 @@ class Trace(Strict):
     def end_s(self) -> float:
         """End of the slice as a number."""
         return math.inf if self.to_s == "end" else self.to_s
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether a part of the trace is replayed."""
+        return self.from_s > 0 or self.end_s < math.inf
 
     @model_validator(mode="after")
     def _some_slice(self) -> Self:
@@ -99,7 +106,7 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
 
     Raises:
         MissingError: The trace does not exist.
-        UserError: A row is damaged, the slice is empty, or it has more than `MAX_ARRIVALS`.
+        UserError: It is not a file, a row is damaged, the slice is empty, or it has more than `MAX_ARRIVALS`.
     """
     path = folder / trace.path
     chosen: list[Arrival] = []
@@ -115,11 +122,23 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
         largest = trace.max_tokens if own_max is None else own_max
         chosen.append(Arrival((at_s - trace.from_s) / trace.speed_up, isl, osl, prefix_hashes, largest))
     if not chosen:
-        raise UserError(
-            f"{path}: no request from {trace.from_s:g} s to {trace.to_s}, and {failed_rows} failed ones",
+        raise _no_request(path, trace, failed_rows)
+    return Schedule(tuple(sorted(chosen, key=lambda arrival: arrival.at_s)), failed_rows)
+
+
+def _no_request(path: Path, trace: Trace, failed_rows: int) -> UserError:
+    if trace.is_slice:
+        end = "the end" if trace.end_s == math.inf else f"{trace.end_s:g} s"
+        return UserError(
+            f"{path}: no request from {trace.from_s:g} s to {end}, and {failed_rows} failed ones",
             hint="check the slice: from_s and to_s count from the start of the trace",
         )
-    return Schedule(tuple(sorted(chosen, key=lambda arrival: arrival.at_s)), failed_rows)
+    if failed_rows:
+        return UserError(
+            f"{path}: none of its rows ({failed_rows:,}) has both a prompt and a reply",
+            hint="check its columns of lengths",
+        )
+    return UserError(f"{path}: no row below its header", hint="check that the file is complete")
 
 
 class _Layout(NamedTuple):
@@ -247,14 +266,15 @@ class _Table:
 
 def _requests(path: Path, trace: Trace) -> Iterator[Arrival]:
     """Yield the rows of a trace's slice, and some around it, in the file's order."""
-    if not path.is_file():
-        raise MissingError(f"{path}: no such trace", hint="relative paths start at the scenario's folder")
+    require_file(path, hint=PATHS_HINT)
     with path.open("rb") as file:
-        head = file.readline().decode("utf-8-sig", "backslashreplace")
+        first = file.readline()
+        head = first.decode("utf-8-sig", "backslashreplace")
         columns = None if head.lstrip().startswith("{") else [name.strip('" \r\n') for name in head.split(",")]
         layout = _layout_of(path, trace.format, head, columns)
-        table = _Table(path, file, columns, layout, 0 if columns is None else file.tell())
-        is_slice = trace.from_s > 0 or trace.end_s < math.inf
+        mark = len(codecs.BOM_UTF8) if first.startswith(codecs.BOM_UTF8) else 0
+        table = _Table(path, file, columns, layout, mark if columns is None else file.tell())
+        is_slice = trace.is_slice
         latest_s = 0.0
         found = table.near(table.begin_s + trace.from_s - SLACK_S) if is_slice else table.rows(table.body_at)
         for row in found:
@@ -275,11 +295,22 @@ def _layout_of(path: Path, requested: str, head: str, columns: list[str] | None)
     found = "mooncake" if columns is None else next(tables, "none")
     if found == "none" or requested not in ("auto", found):
         wanted = "any trace known" if requested == "auto" else f"a trace of format {requested}"
+        known = "known: " + "; ".join(f"{name}: {', '.join(layout[:3])}" for name, layout in _LAYOUTS.items())
         raise UserError(
-            f"{path}: line 1 is {head.rstrip()!r:.60}, not the header of {wanted}",
-            hint="known: " + "; ".join(f"{name}: {', '.join(layout[:3])}" for name, layout in _LAYOUTS.items()),
+            f"{path}: line 1 is {head.rstrip()!r:.60}, not the header of {wanted}", hint=_reformatted(head) or known
         )
     return _LAYOUTS[found]
+
+
+def _reformatted(head: str) -> str | None:
+    """Return how to save a table that a spreadsheet wrote in another way; None if it is not that."""
+    if head.startswith(("\\xff\\xfe", "\\xfe\\xff")):
+        return "it is UTF-16: save it as UTF-8"
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        columns = {column.strip('" \r\n') for column in head.split(mark)}
+        if any(set(layout[:3]) <= columns for layout in _LAYOUTS.values()):
+            return f"its columns are separated by {name}: save it with commas, and with decimal points"
+    return None
 
 
 def _row(line: str, columns: list[str] | None) -> dict[str, Any]:

@@ -110,6 +110,11 @@ def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float |
     found, failed_rows = arrivals_of(process, rng=np.random.default_rng(scenario.seed), folder=Path())
     begin_s, end_s = found[0].at_s, found[-1].at_s
     if end_s <= begin_s:
+        if isinstance(process, Trace):
+            raise UserError(
+                f"{process.path}: all its requests are at one point in time",
+                hint="an open loop needs requests at two times at least",
+            )
         raise UserError("the arrivals contain only one point in time", hint="use a longer duration_s or a higher rate")
     mean_per_s = rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4)
     converse = any(kind.conversation for kind in scenario.kinds)

@@ -17,7 +17,9 @@ from loadtest.scenario.arrivals import (
     arrivals_of,
     with_duration,
 )
+from loadtest.scenario.schema import Scenario
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, Schedule, Trace, read_trace
+from loadtest.traffic.levels import plans_of
 
 # The head of AzureLLMInferenceTrace_conv.csv (Microsoft, CC-BY), as published: CRLF, no newline at the end.
 AZURE_2023 = (
@@ -231,18 +233,56 @@ def test_an_unknown_head_is_refused(tmp_path: Path, text: str | bytes, asked: st
     assert "burstgpt: Timestamp, Request tokens, Response tokens" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize(("text", "failed"), [("at_s,isl,osl\n", 0), ("at_s,isl,osl\n1,0,0\n", 1), (PLAIN, 0)])
-def test_an_empty_slice_is_refused(tmp_path: Path, text: str, failed: int) -> None:
-    """A slice without a request is refused, whether past the end, all failures, or of an empty table."""
-    with pytest.raises(UserError, match=f"no request from [01]+ s to [0-9a-z.]+, and {failed} failed ones"):
-        _read(tmp_path, text, **({"from_s": 10, "to_s": 20} if text == PLAIN else {}))
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (PLAIN.replace(",", ";"), "separated by semicolons: save it with commas"),
+        (PLAIN.replace(",", "\t"), "separated by tabs: save it with commas"),
+        (PLAIN.encode("utf-16"), "UTF-16: save it as UTF-8"),
+    ],
+)
+def test_what_a_spreadsheet_saved_is_told_how_to_save_it(tmp_path: Path, text: str | bytes, hint: str) -> None:
+    """The right columns behind another separator or in another encoding are recognized."""
+    with pytest.raises(UserError, match="not the header of any trace known") as caught:
+        _read(tmp_path, text)
+    assert hint in str(caught.value.hint)
+
+
+def test_a_byte_order_mark_is_not_part_of_a_trace(tmp_path: Path) -> None:
+    """A spreadsheet's or an editor's mark at the start changes nothing, before a header or before JSON."""
+    for text in (PLAIN, MOONCAKE):
+        assert _read(tmp_path, b"\xef\xbb\xbf" + text.encode()) == _read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "told"),
+    [
+        ("at_s,isl,osl\n", {}, "no row below its header"),
+        ("at_s,isl,osl\n1,0,0\n", {}, r"none of its rows \(1\) has both a prompt and a reply"),
+        (PLAIN, {"from_s": 10, "to_s": 20}, "no request from 10 s to 20 s, and 0 failed ones"),
+        (PLAIN, {"from_s": 10}, "no request from 10 s to the end, and 0 failed ones"),
+    ],
+)
+def test_a_trace_without_a_request_is_refused(tmp_path: Path, text: str, keys: dict[str, float], told: str) -> None:
+    """An empty slice, a table of failures and an empty table are told apart."""
+    with pytest.raises(UserError, match=told):
+        _read(tmp_path, text, **keys)
 
 
 def test_a_trace_that_is_not_there_is_missing(tmp_path: Path) -> None:
-    """A path to nothing, or to a folder, is said to be no trace."""
-    for path in ("nothing.csv", "."):
-        with pytest.raises(MissingError, match="no such trace"):
-            read_trace(Trace(path=path), folder=tmp_path)
+    """A path to nothing and one to a folder are told apart."""
+    with pytest.raises(MissingError, match="no such file") as caught:
+        read_trace(Trace(path="nothing.csv"), folder=tmp_path)
+    assert caught.value.hint == "relative paths start at the scenario's folder"
+    with pytest.raises(UserError, match="is a folder; expected a file"):
+        read_trace(Trace(path="."), folder=tmp_path)
+
+
+def test_requests_at_one_point_in_time_are_not_an_open_loop(tmp_path: Path) -> None:
+    """The error names the trace; a drawn process is told to be longer."""
+    (tmp_path / "one.csv").write_text("at_s,isl,osl\n1,10,1\n1,20,2\n")
+    with pytest.raises(UserError, match=r"one\.csv: all its requests are at one point in time"):
+        plans_of(Scenario(arrivals=Trace(path=str(tmp_path / "one.csv"))))
 
 
 def _long_trace(tmp_path: Path, rows: int) -> Path:
