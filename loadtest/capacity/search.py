@@ -40,7 +40,7 @@ SIZED_AT_ONCE = 2
 
 
 class SearchOptions(NamedTuple):
-    """How to do the work; none of it changes the result."""
+    """How to do the work: it decides how many candidates are searched to their end, not which is recommended."""
 
     cache: ResultCache
     workers: Workers
@@ -134,11 +134,14 @@ def _is_small(searched: Searched, candidate: Candidate) -> bool:
 
 
 def _search_all(searched: Searched, candidates: Sequence[Candidate], options: SearchOptions) -> None:
-    """Search candidates, potentially cheapest first; a search stops early once it cannot beat the best result."""
+    """Search candidates, potentially cheapest first; a search stops early once it cannot beat the best result.
+
+    As many as there are workers are searched at once, and none of those stops early because of another.
+    """
     waiting = sorted(candidates, key=lambda each: (each.evicts, _least_usd(searched, each)))
     while waiting:
         waiting = [each for each in waiting if not each.evicts or _reservations_bind(searched, each)]
-        first, waiting = waiting[: max(2, options.workers.count)], waiting[max(2, options.workers.count) :]
+        first, waiting = waiting[: options.workers.count], waiting[options.workers.count :]
         tasks = [
             CandidateTask(
                 each.name,

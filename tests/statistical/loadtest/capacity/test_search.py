@@ -28,6 +28,18 @@ def test_what_was_given_up_against_a_fleet_that_failed_is_searched_again() -> No
     assert len(searched.found) == 1
 
 
+def test_one_process_gives_up_what_cannot_be_cheaper_than_the_first() -> None:
+    """In one process the second candidate knows the first one's cost: its highest load is not searched."""
+    asked = demand(
+        traffic={"process": "described", "rate_by_hour_per_s": [4.0], "lengths": {"isl": 256, "osl": 32}},
+        candidates={"max_batch_size": [32, 1], "max_num_tokens": [2048]},
+    )
+    searched, _ = search(asked, HERE, HEAD, means(), today=date(2026, 11, 28))
+    assert [row.status for row in searched.rows] == ["possible", "not cheaper"]
+    (lost,) = [found for each, found in searched.found if found is not None and found.given_up]
+    assert [each.rate_per_s for each in lost.tried] == [lost.promised.above_per_s]
+
+
 def test_every_row_of_the_lowest_cost_is_simulated_before_one_is_recommended() -> None:
     """Of three alike, two are simulated at once; the third may be further from its limits."""
     wanted = demand(candidates={"max_batch_size": [32, 48, 64], "max_num_tokens": [2048]})
