@@ -23,7 +23,6 @@ from engines.start import INTERRUPTED
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-    from rich.console import Console
 
 HELP_COLUMNS = 110
 LAST_GROUPS = {
@@ -40,7 +39,6 @@ READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPI
 _AGAIN_AFTER_S = 0.05
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline: an error quotes a log's last lines
 _ERRNO = re.compile(r"\[Errno (\d+)\] ")
-_WIDEST = 1000  # columns; wider than any table
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
@@ -309,33 +307,6 @@ def time_left_text(done: int, total: int, elapsed_s: float) -> str:
 def show(text: str) -> None:
     """Print a line of results to stdout."""
     print(text, flush=True)
-
-
-def table_console() -> Console:
-    """Return a rich console on stdout for tables; 120 columns wide if stdout is not a terminal.
-
-    A table that is wider than the console loses its padding first and then wraps its cells; no figure is cut off.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    class TableConsole(Console):
-        def print(self, *objects: Any, **options: Any) -> None:
-            for table in objects:
-                if (
-                    isinstance(table, Table)
-                    and self.measure(table, options=self.options.update(width=_WIDEST)).maximum > self.width
-                ):
-                    table.padding = (0, 0)
-                    for column in table.columns:
-                        column.no_wrap, column.overflow = False, "fold"
-            super().print(*objects, **options)
-
-        def on_broken_pipe(self) -> None:
-            """Leave the error to the command; rich would exit with status 1."""
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-
-    return TableConsole(width=None if sys.stdout.isatty() else 120)
 
 
 def wrote(path: Path, next_command: str | None = None) -> None:

@@ -6,11 +6,12 @@ import json
 
 from rich.table import Table
 
-from engines.console import show, table_console
+from engines.console import show
 from engines.files import to_json
 from engines.manifest import EngineManifest
 from engines.planning import BuildPlan, Explanation, Neighbour, explain
 from engines.spec import PRECISIONS, gib, known_gpus, verdict
+from engines.terminal_tables import table_console
 
 STEP_TIMES = {
     "roofline": "the roofline, from data sheets",

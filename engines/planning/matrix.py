@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.console import show, table_console
+from engines.console import show
 from engines.errors import CommandError, UserError
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
@@ -113,6 +113,8 @@ def refused_row(combination: Combination, refused: CommandError) -> Row:
 def show_comparison(comparison: Comparison) -> None:
     """Print the table and below it the reasons for combinations that cannot be built."""
     from rich.table import Table  # noqa: PLC0415 (slow to import; most plans are not shown)
+
+    from engines.terminal_tables import table_console  # noqa: PLC0415 (as above)
 
     table = Table(title="weights and KV cache by the memory plan; times predicted, not measured", title_justify="left")
     table.add_column("GPU")

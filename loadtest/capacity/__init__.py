@@ -5,6 +5,7 @@ from loadtest.capacity.plan import make_capacity
 from loadtest.capacity.recalibrate import CALIBRATION_NAME, recalibrate, with_calibration
 from loadtest.capacity.schema import PLAN_NAME, CapacityPlan
 from loadtest.capacity.search import SearchOptions
+from loadtest.capacity.sentences import impossible
 from loadtest.capacity.verify import verify
 from loadtest.capacity.what_if import COMPARED_NAME, Compared, WhatIf, compared, what_if
 
@@ -18,6 +19,7 @@ __all__ = [
     "SearchOptions",
     "WhatIf",
     "compared",
+    "impossible",
     "make_capacity",
     "recalibrate",
     "verify",

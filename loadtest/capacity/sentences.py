@@ -62,8 +62,13 @@ def narrowing(row: Row) -> str:
     )
 
 
+def impossible(demand: Demand) -> str:
+    """Return that nothing meets the demand."""
+    return f"no deployment meets the objectives of {demand.name} within its limits"
+
+
 def nearest_possible(demand: Demand, market: Market, rows: Sequence[Row]) -> str:
-    """Return the nearest possible demand if the actual one is not possible."""
+    """Return the nearest possible demand if the actual one is not possible; without any, why each row is refused."""
     short = [
         row for row in rows if row.status in ("over budget", "too many replicas", "not cheaper") and row.rate_per_s
     ]
@@ -75,7 +80,7 @@ def nearest_possible(demand: Demand, market: Market, rows: Sequence[Row]) -> str
     missed = [row for row in rows if row.status == "objectives missed" and row.found is not None]
     if missed:
         return _looser_objectives(missed)
-    return "; ".join(dict.fromkeys(f"{row.name}: {row.reason}" for row in rows))
+    return "; ".join(dict.fromkeys(f"{row.name}, {row.status}: {row.reason}" for row in rows))
 
 
 def _smaller_traffic(demand: Demand, market: Market, rows: Sequence[Row]) -> str:
@@ -89,9 +94,14 @@ def _smaller_traffic(demand: Demand, market: Market, rows: Sequence[Row]) -> str
     month = cheapest.usd_per_month
     price = "" if month is None else f"{month:,.0f} USD a month ({cheapest.name}), or "
     fewest = min(rows, key=lambda row: row.replicas or 0)
+    within = (
+        f"{best.name} carries a peak of {three_digits(best_peak)} requests/s of the demand's "
+        f"{three_digits(market.peak_per_s)}"
+        if best_peak > 0
+        else "no candidate carries any of the demand"
+    )
     return (
-        f"within the limits, {best.name} carries a peak of {three_digits(best_peak)} requests/s of the "
-        f"{three_digits(market.peak_per_s)} asked for; all of it takes {price}"
+        f"nearest possible: within the limits, {within}; all of it takes {price}"
         f"at least {fewest.replicas} replicas ({fewest.name})"
     )
 
@@ -112,8 +122,8 @@ def _looser_objectives(rows: Sequence[Row]) -> str:
     smallest = _smallest(closest)
     when = "idle" if not smallest.rate_per_s else f"at {three_digits(smallest.rate_per_s)} requests/s"
     return (
-        f"closest is {closest.name}: {when} ({latencies_of(smallest)}) it misses {', '.join(smallest.missed)} by a "
-        f"factor of {smallest.worst_ratio:.3g}; limits that much looser are possible (objectives are in seconds)"
+        f"nearest possible: {closest.name}, {when} ({latencies_of(smallest)}), misses {', '.join(smallest.missed)} "
+        f"by a factor of {smallest.worst_ratio:.3g}; limits that much looser are possible (objectives are in seconds)"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engines.console import progress, show, table_console
+from engines.console import progress, show
 from engines.names import engine_title
 from engines.units import MS_PER_S, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
@@ -104,6 +104,8 @@ def _print_levels(
     from rich.markup import escape
     from rich.table import Table
 
+    from engines.terminal_tables import table_console
+
     several = len(summary.runs) > 1
     table = Table(title=escape(title), title_justify="left")
     if several:
@@ -161,6 +163,8 @@ def show_intervals(summary: Summary) -> None:
     """Print the prediction intervals of a calibrated prediction's means."""
     from rich.table import Table
 
+    from engines.terminal_tables import table_console
+
     found = [(level, level.intervals) for level in summary.levels if level.intervals]
     if not found:
         return
@@ -183,6 +187,8 @@ def show_knee(found: KneeResult) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from engines.terminal_tables import table_console
+
     title = f"loads tried, latency in ms ({escape(found.label)})"
     table = Table(title=title, title_justify="left")
     for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
@@ -204,6 +210,8 @@ def show_knee(found: KneeResult) -> None:
 def show_calibration(found: Calibration) -> None:
     """Print the parameters with their confidence intervals and the held-out errors; print warnings on stderr."""
     from rich.table import Table
+
+    from engines.terminal_tables import table_console
 
     engine = engine_title(found.model, found.precision, found.gpu)
     table = Table(title=f"{engine}, over {found.source}", title_justify="left")
@@ -238,6 +246,8 @@ def show_comparison(found: Comparison) -> None:
     """Print all figures of all levels, one column per run with its kind, and the verdicts."""
     from rich.markup import escape
     from rich.table import Table
+
+    from engines.terminal_tables import table_console
 
     base, new = found.baseline, found.candidate
     table = Table(title=f"{escape(new.name)} against {escape(base.name)}", title_justify="left")

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from rich.table import Table
 
-from engines.console import command_line, show, table_console
+from engines.console import command_line, show
 from engines.errors import UserError
 from engines.files import Document, Strict, made_by, to_json
 from engines.spec import (
@@ -25,6 +25,7 @@ from engines.spec import (
     verdict,
 )
 from engines.steptime import Roofline, StepShape
+from engines.terminal_tables import table_console
 
 FP16 = PRECISIONS["fp16"]
 MODELS_FILE = "engines/spec/data/models.yaml"

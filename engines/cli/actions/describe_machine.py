@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines.console import command_line, progress, quoted, show, table_console, wrote
+from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import CommandError, UserError
 from engines.files import to_json, write_text
 from engines.machine import available_cores, describe_cpu, describe_gpu, has_gpu, parse_cores, yaml_of
@@ -88,6 +88,8 @@ def _cores(device: str, requested: str | None, threads: int | None) -> tuple[int
 
 def _show(found: Accelerator) -> None:
     from rich.table import Table
+
+    from engines.terminal_tables import table_console
 
     machine = found.machine
     assert machine is not None

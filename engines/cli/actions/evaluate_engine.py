@@ -23,11 +23,12 @@ from engines.accuracy import (
 from engines.build import available_memory_bytes
 from engines.checkpoint import loaded_memory_bytes
 from engines.cli.tables import show_quality
-from engines.console import progress, quoted, show, table_console, wrote
+from engines.console import progress, quoted, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Strict, to_json
 from engines.manifest import MANIFEST_NAME, AccuracyResult, EngineManifest, read_manifest
 from engines.spec import gib
+from engines.terminal_tables import table_console
 
 RUNS_CODE = "humaneval"
 

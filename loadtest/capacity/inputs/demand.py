@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
@@ -236,6 +236,7 @@ class Demand(Strict):
     """`demand.yaml`: the complete input of a capacity plan.
 
     Attributes:
+        name: Also the name of the plan's folder, so without a slash.
         model: A known name, or a folder with a config.json.
         growth_per_month: Growth of the traffic, compounded: 0.05 is 5 %.
         horizon_months: How far ahead the plan must still meet the objectives.
@@ -267,6 +268,13 @@ class Demand(Strict):
     spot: Spot | None = None
     scale: Scale = Scale()
     seed: int = 0
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not name.strip() or "/" in name or name in (".", ".."):
+            raise ValueError("the plan's folder gets this name: it needs a letter or a digit, and no slash")
+        return name
 
     @property
     def growth(self) -> float:

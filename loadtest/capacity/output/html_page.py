@@ -13,9 +13,14 @@ from loadtest.capacity.output.scaling_page import scaling_table
 from loadtest.capacity.output.terminal import milliseconds, number, rate_text, size_rows, what_of
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
+from loadtest.capacity.sentences import impossible
 from loadtest.capacity.simulation import Checked
 from loadtest.capacity.what_if import Compared
 from loadtest.report import Table, render_page, table
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
@@ -27,7 +32,7 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
         title=f"Capacity plan: {plan.demand.name}",
         tags=[("none", "not possible") if row is None else (row.basis, row.basis)],
         plan=plan,
-        answer=plan.sentence or f"No possible deployment serves {plan.demand.name}. Nearest possible: {plan.nearest}",
+        answer=plan.sentence or f"{_sentence(impossible(plan.demand))} {_sentence(plan.nearest or '')}",
         facts=_facts(plan),
         figures=figures_of(plan),
         money=[(each, table(each.heads, each.rows)) for each in money_tables(plan)],
@@ -189,7 +194,7 @@ def _what_if(together: Compared) -> Table:
             "-" if side.replicas is None else str(side.replicas),
             "-" if side.usd_per_month is None else f"{side.usd_per_month:,.0f}",
             number(side.usd_per_million_tokens),
-            "" if side.nearest is None else f"nearest possible: {side.nearest}",
+            side.nearest or "",
         ]
         for side in together.sides
     ]

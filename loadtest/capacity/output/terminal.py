@@ -8,7 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from engines import units
-from engines.console import progress, show, table_console
+from engines.console import progress, show
+from engines.terminal_tables import table_console
 from loadtest.capacity.decision import Row, Sized
 from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
@@ -87,7 +88,7 @@ def verdict_of(verdict: FleetVerdict | None) -> str:
     if verdict is None:
         return "from one replica's rate"
     sure = "95 % sure" if verdict.is_certain else f"undecided: {', '.join(verdict.undecided)}"
-    return f"met over {verdict.windows} peaks combined, {sure}; in {verdict.kept_windows} of them individually"
+    return f"met in {verdict.kept_windows} of {verdict.windows} peaks, and over all of them together ({sure})"
 
 
 def _show_sizes(plan: CapacityPlan) -> None:
@@ -100,8 +101,15 @@ def _show_sizes(plan: CapacityPlan) -> None:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for heading in ("size", "replicas", "USD/month", "req/s a replica", "fleet of the replicas needed", "fails first"):
-        table.add_column(heading, justify="left" if heading[0] in "sf" else "right")
+    for heading in (
+        "size",
+        "replicas",
+        "USD/month",
+        "req/s a replica",
+        "the replicas needed, simulated",
+        "fails first",
+    ):
+        table.add_column(heading, justify="left" if heading[0] in "stf" else "right")
     for cells in rows:
         table.add_row(*cells)
     table_console().print(table)
@@ -135,10 +143,11 @@ def _show_rows(plan: CapacityPlan) -> None:
     table.add_column("fails first", no_wrap=True)
     for row in plan.rows:
         if row.rate_per_s is not None:
-            mark = "* " if row.name == plan.recommended else ""
+            mark = "*" if row.name == plan.recommended else ""
             loss = [loss_text(row)] if with_accuracy else []
             table.add_row(mark + row.name, *_cells(row), *loss, row.limited_by or "-")
     table_console().print(table)
+    show("*: recommended; b: max batch size; t: max tokens per iteration; evicting: with max_utilization")
 
 
 def _cells(row: Row) -> list[str]:
@@ -265,7 +274,7 @@ def show_compared(together: Compared) -> None:
     table_console().print(table)
     for side in together.sides:
         if side.nearest is not None:
-            show(f"{side.change}: nearest possible: {side.nearest}")
+            show(f"{side.change}: {side.nearest}")
 
 
 def show_verification(found: Verification) -> None:

@@ -22,6 +22,7 @@ from loadtest.capacity import (
     SearchOptions,
     WhatIf,
     compared,
+    impossible,
     make_capacity,
     recalibrate,
     verify,
@@ -77,9 +78,7 @@ def _plan(
     else:
         _show(plan, together, target)
     if plan.recommended is None:
-        raise TargetMissedError(
-            f"no possible deployment serves {demand.name}", hint=f"nearest possible: {plan.nearest}"
-        )
+        raise TargetMissedError(impossible(demand), hint=plan.nearest)
 
 
 def verify_or_replan(run: Path | None, plan_file: Path, *, default_folder: Path, flags: dict[str, Any]) -> None:

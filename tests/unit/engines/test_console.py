@@ -6,33 +6,9 @@ import errno
 
 import click
 import pytest
-from rich.table import Table
-from rich.text import Text
 
-from engines.console import Command, common_flags, table_console
+from engines.console import Command, common_flags
 from engines.errors import CommandError, MissingError, TargetMissedError, ToolError, UserError
-
-
-@pytest.mark.parametrize("no_wrap", [False, True])
-@pytest.mark.parametrize("columns", [120, 80, 40])
-def test_no_figure_of_a_table_is_cut_off(
-    columns: int, no_wrap: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A table of eleven columns loses its padding at 80 columns, and wraps at 40; every digit is printed."""
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", str(columns))
-    table = Table("load", "requests", "errors", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99", "tokens/s")
-    values = ["1", "16", "0", "0.8", "5.16", "5.54", "14.9?", "8.34", "22.9?", "42.2?", "184"]
-    table.add_row(*values)
-    for column in table.columns:
-        column.no_wrap = no_wrap
-    table_console().print(table)
-    said = Text.from_ansi(capsys.readouterr().out).plain
-    assert max(map(len, said.splitlines())) <= columns
-    assert "…" not in said
-    cells = zip(*(line.split("│") for line in said.splitlines() if line.startswith("│")), strict=True)
-    assert ["".join(map(str.strip, cell)) for cell in cells][1:-1] == values
-    assert columns == 40 or all(word in said for word in ("requests", "tokens/s", "14.9?", "22.9?", "42.2?"))
 
 
 def _command(error: BaseException) -> Command:

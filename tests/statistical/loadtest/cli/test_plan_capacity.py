@@ -212,15 +212,18 @@ def test_the_impossible_is_refused_with_the_nearest_possible(tmp_path: Path) -> 
     few = {"limits": {"gpus": ["h100-sxm-80gb"], "precisions": ["fp8"], "budget_usd_per_month": 5000}}
     for changed, said in (
         ({"objectives": {"ttft_s": {"p90": 0.001}}}, "objectives are in seconds"),
-        (few, "within the limits"),
+        (few, "within the limits, h100-sxm-80gb fp8"),
+        ({"limits": {**few["limits"], "budget_usd_per_month": 1}}, "no candidate carries any of the demand; all of it"),
+        ({"limits": {"gpus": ["a100-sxm-80gb"], "precisions": ["fp8"]}}, "a100-sxm-80gb fp8, refused: "),
     ):
-        folder = tmp_path / said.replace(" ", "-")
+        folder = tmp_path / said[:20].replace(" ", "-")
         folder.mkdir()
         traffic = SMALL["traffic"] | {"rate_by_hour_per_s": [400.0]}  # type: ignore[operator]
         path = written(folder, **({"traffic": traffic} | changed))
         result = run(str(path), "--out", str(folder / "out"), "--workers", "1")
         assert isinstance(result.exception, TargetMissedError)
         assert said in (result.exception.hint or "")
+        assert ("nearest possible: " in (result.exception.hint or "")) == ("refused" not in said)
         page = (folder / "out" / "capacity.html").read_text(encoding="utf-8")
         assert "What limits a replica" not in page, "of a deployment that is not recommended nothing is limited"
         assert ("idle (TTFT p95 " in (result.exception.hint or "")) == ("objectives" in changed)
@@ -232,6 +235,8 @@ def test_the_impossible_is_refused_with_the_nearest_possible(tmp_path: Path) -> 
         ({"objectives": {"ttft_s": {"max": 1.0}}}, "maximum grows"),
         ({"traffic": {"process": "described", "rate_by_hour_per_s": [1.0, 2.0]}}, "give 24"),
         ({"availabilty": {}}, "unknown key"),
+        ({"name": "../elsewhere"}, "the plan's folder gets this name"),
+        ({"name": ".."}, "the plan's folder gets this name"),
     ],
 )
 def test_a_wrong_demand_is_one_clear_error(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
