@@ -26,7 +26,8 @@ def png_of(pixels: npt.NDArray[np.uint8], *, dpi: int) -> bytes:
     """
     height, width, _ = pixels.shape
     rows = np.full((height, 1 + 3 * width), NO_FILTER, dtype=np.uint8)
-    rows[:, 1:].reshape(height, width, 3)[...] = pixels[..., :3]
+    for channel in range(3):  # one after the other: numpy copies three bytes at a time slower than every third byte
+        rows[:, 1 + channel :: 3] = pixels[..., channel]
     per_metre = round(dpi / INCH_M)
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, BITS, RGB, 0, 0, 0)),

@@ -1,29 +1,26 @@
-"""The only module that imports matplotlib: figures in a common style, each labelled with its kind.
+"""Figures in a common style, each labelled with its kind.
 
 Kinds never share a figure, because a summary has one kind.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib import artist
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from loadtest.metrics import LevelSummary, Summary
-from loadtest.report.charts.png import png_of
 from loadtest.report.theme import AXIS, BAD, FAINT, GRID, INK, KIND_COLOURS, ON_TAG, PAPER
 
 # Lists of properties in docstrings and signatures of Matplotlib's classes: two fifths of the time to import its figures
 vars(artist)["kwdoc"] = lambda _: ""
 artist.ArtistInspector.get_setters = lambda self: []  # type: ignore[method-assign]  # noqa: ARG005
 
-WIDTH_IN, HEIGHT_IN, PNG_DPI = 14.0, 5.4, 150
+WIDTH_IN, HEIGHT_IN = 14.0, 5.4
 LOG_AXIS_RATIO = 20.0
 MAX_NAMES = 60  # characters of engines in a subtitle, which has about 110 beside the tags
 
@@ -32,6 +29,7 @@ _STYLE = {
     "font.family": "sans-serif",
     "font.size": 11,
     "text.color": INK,
+    "text.hinting": "none",  # of a PNG; a third of the time to draw its text, and its letters stand where an SVG's do
     "axes.edgecolor": AXIS,
     "axes.labelcolor": INK,
     "axes.facecolor": "none",
@@ -51,7 +49,7 @@ _STYLE = {
 
 
 class Drawing(NamedTuple):
-    """One figure in both formats: laying it out costs more than writing it, so it is done once."""
+    """One figure in both formats."""
 
     svg: str
     png: bytes
@@ -196,20 +194,10 @@ def width_ratio(figure: Any, artist: Any) -> float:
 
 def drawing_of(figure: Any) -> Drawing:
     """Return a finished figure; the same summary gives the same bytes."""
+    from loadtest.report.charts.both_formats import draw_both  # noqa: PLC0415 (as above)
+
     for panel in figure.axes:
         for axis in (panel.xaxis, panel.yaxis):
             if not axis.get_label_text():
-                axis.set_label_coords(0, 0)  # otherwise a place is searched for the empty label, twice for each format
-    svg = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return Drawing(svg.getvalue().decode("utf-8"), _png_of(figure))
-
-
-def _png_of(figure: Any) -> bytes:
-    """Return a figure as an opaque PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (as above)
-
-    figure.set_dpi(PNG_DPI)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return png_of(np.asarray(canvas.buffer_rgba()), dpi=PNG_DPI)
+                axis.set_label_coords(0, 0)  # otherwise a place is searched for the empty label
+    return Drawing(*draw_both(figure))

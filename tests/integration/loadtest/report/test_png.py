@@ -9,8 +9,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from loadtest.report.charts.both_formats import PNG_DPI
 from loadtest.report.charts.png import png_of
-from loadtest.report.charts.style import PNG_DPI, drawing_of, new_figure
+from loadtest.report.charts.style import drawing_of, new_figure
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (300, 1001)])
