@@ -6,13 +6,17 @@ from importlib.util import find_spec
 
 from engines.start import LateCommand
 
-# numpy's products here are small: more threads wait longer than they compute, and where a sum is split, its last digit
-# depends on the number of cores.
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    # numpy's products here are small: more threads wait longer than they compute, and where a sum is split, its last
+    # digit depends on the number of cores.
+    "OPENBLAS_NUM_THREADS": "1",
+    # No schema here has a plugin, and pydantic reads the metadata of every installed package in search of one.
+    "PYDANTIC_DISABLE_PLUGINS": "__all__",
+}
 
 
 def __getattr__(name: str) -> LateCommand:
     """Return the command defined by the module of this name."""
     if name.startswith("_") or find_spec(f"loadtest.cli.{name}") is None:
         raise AttributeError(name)
-    return LateCommand(f"loadtest.cli.{name}", name, ONE_THREAD)
+    return LateCommand(f"loadtest.cli.{name}", name, ENVIRONMENT)

@@ -17,7 +17,7 @@ values exceed it at least once with the stated confidence. p99 needs 368 of them
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -161,14 +161,20 @@ class Resampler:
     weights: npt.NDArray[np.float32]
 
     def replicates(
-        self, values: Values, counts: Ints | None = None, *, ordered: Values | None = None
+        self,
+        values: Values,
+        counts: Ints | None = None,
+        *,
+        ordered: Values | None = None,
+        percentiles: Mapping[str, float] = PERCENTILES,
     ) -> dict[str, Floats]:
-        """Return the mean and the percentiles of each replicate; each of shape (REPLICATES,).
+        """Return the mean and some percentiles of each replicate; each of shape (REPLICATES,).
 
         Args:
             values: Not empty.
             counts: Number of values of each request, which are adjacent; None: one each.
             ordered: The sorted values, if available.
+            percentiles: Their shares, by name.
         """
         sizes, sums = np.zeros(self._units), np.zeros(self._units)
         for part, owner in _chunks(len(values), counts):
@@ -176,10 +182,13 @@ class Resampler:
             sums += np.bincount(self.unit[owner], weights=values[part], minlength=self._units)
         total = np.maximum(self.weights @ sizes.astype(np.float32), 1.0).astype(np.float64)
         found = {"mean": (self._precise_weights @ sums) / total}
-        thresholds = self._thresholds(np.sort(values) if ordered is None else ordered, values, counts, sizes)
-        below = self.weights @ self._counts_below(values, counts, thresholds)
-        for name, share in PERCENTILES.items():
-            found[name] = _inverted(below, thresholds, share * (total - 1) + 1)
+        if not percentiles:
+            return found
+        ordered = np.sort(values) if ordered is None else ordered
+        thresholds = self._thresholds(ordered, values, counts, sizes, list(percentiles.values()))
+        ranks = _ranks(self.weights @ self._counts_below(values, counts, thresholds))
+        for name, share in percentiles.items():
+            found[name] = _inverted(ranks, thresholds, share * (total - 1) + 1)
         return found
 
     @cached_property
@@ -190,15 +199,15 @@ class Resampler:
     def _units(self) -> int:
         return int(self.weights.shape[1])
 
-    def _thresholds(self, ordered: Values, values: Values, counts: Ints | None, sizes: Floats) -> Values:
+    def _thresholds(
+        self, ordered: Values, values: Values, counts: Ints | None, sizes: Floats, shares: list[float]
+    ) -> Values:
         """Return the values at which replicates are counted: all if there are few, else some around each percentile."""
         last = len(ordered) - 1
         if last < _EXACT_BELOW:
             return np.unique(ordered)
         places = [np.linspace(0, last, _GRID)]
-        for share, quantile in zip(
-            PERCENTILES.values(), quantiles_of_sorted(ordered, list(PERCENTILES.values())), strict=True
-        ):
+        for share, quantile in zip(shares, quantiles_of_sorted(ordered, shares), strict=True):
             below = np.zeros(self._units)
             for part, owner in _chunks(len(values), counts):
                 below += np.bincount(self.unit[owner[values[part] <= quantile]], minlength=self._units)
@@ -214,7 +223,7 @@ class Resampler:
             place = np.searchsorted(thresholds, values[part], side="left").clip(0, len(thresholds) - 1)
             place = 2 * place + (values[part] >= thresholds[place])
             found += np.bincount(self.unit[owner] * columns + place, minlength=len(found))
-        return np.cumsum(found.reshape(self._units, columns), axis=1).astype(np.float32)
+        return np.cumsum(found.reshape(self._units, columns), axis=1, dtype=np.float32)
 
 
 def by_requests(count: int, *, seed: int = SEED) -> Resampler | None:
@@ -266,8 +275,8 @@ def rate_replicates(counts: Floats, *, seed: int = SEED) -> Floats | None:
 def middle(replicates: Floats) -> Range:
     """Return the interval that contains the middle share of the replicates."""
     edge = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(replicates, [edge, 1 - edge])
-    return float(low), float(high)
+    low, high = quantiles_of(replicates, [edge, 1 - edge])
+    return low, high
 
 
 def wilson(good: int, count: int) -> Range:
@@ -309,13 +318,21 @@ def _lag_one(values: Floats) -> float:
     return float((left[:-1] * left[1:]).sum()) / total if total > 0 else 0.0
 
 
-def _inverted(below: npt.NDArray[np.float32], thresholds: Values, target: Floats) -> Floats:
+def _ranks(below: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the first and the last rank, from 1, of the values equal to each threshold; in place.
+
+    Args:
+        below: Numbers of values below, and at or below, each threshold; shape (REPLICATES, 2 thresholds).
+    """
+    below[:, 0::2] = np.minimum(below[:, 0::2] + 1, below[:, 1::2])
+    return below
+
+
+def _inverted(ranks: npt.NDArray[np.float32], thresholds: Values, target: Floats) -> Floats:
     """Return the value at each replicate's rank, from 1: a threshold, or between two of them.
 
     A threshold equal to several values covers all their ranks.
     """
-    first = np.minimum(below[:, 0::2] + 1, below[:, 1::2])
-    ranks = np.stack([first, below[:, 1::2]], axis=2).reshape(len(target), -1)
     ends = np.repeat(thresholds, 2).astype(np.float64)
     rows = np.arange(len(target))
     place = (ranks < target[:, None].astype(np.float32)).sum(axis=1).clip(1, ranks.shape[1] - 1)

@@ -130,10 +130,9 @@ def spread(
     values = np.asarray(wall_s)
     ordered = np.sort(values)
     quantiles = dict(zip(PERCENTILES, bootstrap.quantiles_of_sorted(ordered, list(PERCENTILES.values())), strict=True))
-    spread_of = None if resampler is None else resampler.replicates(values, counts, ordered=ordered)
-    unsupported = tuple(
-        name for name in PERCENTILES if not _is_supported(values, counts, PERCENTILES[name], quantiles[name])
-    )
+    supported = {
+        name: share for name, share in PERCENTILES.items() if _is_supported(values, counts, share, quantiles[name])
+    }
     known = {name: quantile / time_scale for name, quantile in quantiles.items()}
     return Spread(
         count=len(values),
@@ -141,8 +140,10 @@ def spread(
         min=float(ordered[0]) / time_scale,
         max=float(ordered[-1]) / time_scale,
         sd=bootstrap.standard_deviation(values) / time_scale if len(values) > 1 else None,
-        ci=None if spread_of is None else _ranges(spread_of, unsupported, time_scale),
-        unsupported=unsupported,
+        ci=None
+        if resampler is None
+        else _ranges(resampler.replicates(values, counts, ordered=ordered, percentiles=supported), time_scale),
+        unsupported=tuple(name for name in PERCENTILES if name not in supported),
         **known,
     )
 
@@ -182,8 +183,8 @@ def _is_supported_by_spans(spans: TokenSpans, count: int, share: float, quantile
     return bootstrap.effective_size_of(passed, spans.gap_counts()) >= needed
 
 
-def _ranges(replicates: dict[str, Floats], unsupported: tuple[str, ...], time_scale: float) -> dict[str, Range]:
-    ranges = {name: bootstrap.middle(found) for name, found in replicates.items() if name not in unsupported}
+def _ranges(replicates: dict[str, Floats], time_scale: float) -> dict[str, Range]:
+    ranges = {name: bootstrap.middle(found) for name, found in replicates.items()}
     return {name: (low / time_scale, high / time_scale) for name, (low, high) in ranges.items()}
 
 

@@ -80,11 +80,11 @@ def table(
 def inline_svg(svg: str, name: str) -> Markup:
     """Return a chart's SVG element only, its ids prefixed with `name`, scaled to the page's width."""
     element = svg[svg.index("<svg") :]
-    element = re.sub(r'\bid="', f'id="{name}-', element)
-    element = re.sub(r'((?:xlink:)?href="|url\()#', rf"\1#{name}-", element)
-    element = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", element, count=1)
-    element = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", element, count=1)
-    return Markup(element.replace("<svg", f'<svg role="img" aria-label="{name.replace("_", " ")}"', 1))
+    for before in (' id="', 'href="#', "url(#"):
+        element = element.replace(before, f"{before}{name}-")
+    head, rest = element.split(">", 1)
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
+    return Markup(head.replace("<svg", f'<svg role="img" aria-label="{name.replace("_", " ")}"', 1) + ">" + rest)
 
 
 def render_page(template: str, *, package: str = "loadtest.report", **values: Any) -> str:

@@ -192,8 +192,14 @@ class Columns:
         while begin < len(self):
             limit = self.starts[begin] + CHUNK_TOKENS
             end = max(begin + 1, int(np.searchsorted(self.starts, limit, side="right")) - 1)
-            yield _tokens_of(self, begin, end, by_response=by_response)
+            chunk = self._every_response if end - begin == len(self) else _responses_of(self, begin, end)
+            yield chunk if by_response else _tokens_of(self, begin, chunk)
             begin = end
+
+    @cached_property
+    def _every_response(self) -> TokenChunk:
+        """Every response's arrival, for columns of one chunk: a level's figures need it several times."""
+        return _responses_of(self, 0, len(self))
 
 
 _APART = frozenset({"own_gaps_s", "own_counts", "spans", "names", "errors"})
@@ -205,7 +211,7 @@ def _ranges(begins: Ints, lengths: Ints) -> Ints:
     return np.repeat(begins, lengths) + within
 
 
-def _tokens_of(columns: Columns, begin: int, end: int, *, by_response: bool) -> TokenChunk:
+def _responses_of(columns: Columns, begin: int, end: int) -> TokenChunk:
     rows = np.arange(begin, end, dtype=np.int64)[columns.tokens[begin:end] > 0]
     gaps = np.diff(columns.starts)[rows]
     row = np.repeat(rows, gaps + 1)
@@ -216,12 +222,17 @@ def _tokens_of(columns: Columns, begin: int, end: int, *, by_response: bool) -> 
     steps[is_gap] = columns.gaps_s[columns.starts[begin] : columns.starts[end]]
     since = np.cumsum(steps)
     time_s = columns.first_s[row] + since - np.repeat(since[firsts], gaps + 1)
+    return TokenChunk(row, time_s)
+
+
+def _tokens_of(columns: Columns, begin: int, responses: TokenChunk) -> TokenChunk:
+    """Return the tokens of some responses, the first of which is request `begin`'s."""
     tokens = columns.response_tokens
-    if tokens is None or by_response:
-        return TokenChunk(row, time_s)
+    if tokens is None:
+        return responses
     before = int(columns.responses[:begin].sum())
-    own = tokens[before : before + len(row)]
-    return TokenChunk(np.repeat(row, own), np.repeat(time_s, own))
+    own = tokens[before : before + len(responses.row)]
+    return TokenChunk(np.repeat(responses.row, own), np.repeat(responses.time_s, own))
 
 
 def columns_of(records: Columns | Iterable[RequestRecord]) -> Columns:

@@ -302,13 +302,13 @@ def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]
             tokens were cached than a prompt has. An incomplete last line of an interrupted run is skipped.
     """
     seen: set[int] = set()
-    for number, values in enumerate(_lines(folder / REQUESTS_NAME), start=1):
-        record = validate(values, RequestRecord, where=f"{folder / REQUESTS_NAME}: line {number}")
+    path = folder / REQUESTS_NAME
+    name = str(path)
+    for number, values in enumerate(_lines(path), start=1):
+        record = validate(values, RequestRecord, where=f"{name}: line {number}")
         wrong = f"id {record.id} is repeated" if record.id in seen else _contradiction(record)
         if wrong is not None and check:
-            raise UserError(
-                f"{folder / REQUESTS_NAME}: line {number}: {wrong}", hint="the file may have been edited or damaged"
-            )
+            raise UserError(f"{name}: line {number}: {wrong}", hint="the file may have been edited or damaged")
         seen.add(record.id)
         yield record
 
@@ -344,8 +344,9 @@ def read_samples(folder: Path) -> Iterator[Sample]:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="check that this is a run folder")
+    name = str(path)
     with text_file(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 return
-            yield parse_json(line, where=f"{path}: line {number}")
+            yield parse_json(line, where=f"{name}: line {number}")
