@@ -26,6 +26,7 @@ MAX_RATE_PER_S = 100_000.0
 LONGEST_S = 1e7  # 116 days
 Users = Annotated[int, Field(ge=1, le=MAX_USERS)]
 RatePerS = Annotated[float, Field(gt=0, le=MAX_RATE_PER_S)]
+_LOADS = ("concurrency", "rate_per_s", "arrivals")  # kinds of load, of which a scenario has one
 PROMPT_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
@@ -394,10 +395,16 @@ def read_scenario(name: str) -> Scenario:
     """Return a scenario from a file, or a shipped one by name; its paths start at its folder.
 
     Raises:
-        UserError: It does not exist; the shipped names are listed.
+        UserError: It does not exist, and the shipped names are listed; or it states two kinds of load.
     """
     if Path(name).suffix in {".yaml", ".yml"}:
-        return read_yaml(Path(name), Scenario).moved(lambda path: str(Path(name).parent / path))
+        scenario = read_yaml(Path(name), Scenario)
+        stated = [each for each in _LOADS if each in scenario.model_fields_set and getattr(scenario, each) is not None]
+        if len(stated) > 1:
+            raise UserError(
+                f"{name}: both {stated[0]} and {stated[1]} are given", hint="a load has one: omit the other"
+            )
+        return scenario.moved(lambda path: str(Path(name).parent / path))
     path = scenario_folder() / f"{name}.yaml"
     if not path.is_file():
         close = difflib.get_close_matches(name, scenario_names(), n=1)
