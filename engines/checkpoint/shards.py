@@ -12,6 +12,7 @@ from engines.files import load_json
 
 BYTES_PER_ELEMENT = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1, "I32": 4, "I64": 8, "F64": 8}
 _HEADER_LIMIT_BYTES = 100_000_000
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how one begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def read_tensors(folder: Path) -> dict[str, TensorFacts]:
 
     Raises:
         MissingError: There are no safetensors, or the index names a missing shard.
-        UserError: A shard is corrupt or contradicts the index.
+        UserError: A shard is corrupt, a Git LFS pointer or elsewhere, or contradicts the index.
     """
     tensors: dict[str, TensorFacts] = {}
     for shard in shard_paths(folder):
@@ -55,6 +56,8 @@ def shard_paths(folder: Path) -> list[Path]:
     else:
         shards = [folder / "model.safetensors"]
     for shard in shards:
+        if shard.parent != folder:
+            raise UserError(f"{index}: names a shard outside of its folder: {shard.name}", hint="download it again")
         if not shard.is_file():
             raise MissingError(f"{shard}: no such file", hint=_missing_shard_hint(folder, index))
     return shards
@@ -64,12 +67,19 @@ def read_shard_header(path: Path) -> dict[str, TensorFacts]:
     """Return the tensors in a safetensors file, after checking that it contains all their bytes.
 
     Raises:
-        UserError: It is not safetensors, or it is truncated.
+        UserError: It is not safetensors, a Git LFS pointer, or truncated.
     """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            (header_bytes,) = struct.unpack("<Q", file.read(8))
+            start = file.read(len(_LFS_POINTER))
+            if start == _LFS_POINTER:
+                raise UserError(
+                    f"{path}: a Git LFS pointer, not the weights themselves",
+                    hint="fetch them: git lfs pull, or hf download OWNER/MODEL --local-dir DIR",
+                )
+            (header_bytes,) = struct.unpack("<Q", start[:8])
+            file.seek(8)
             if header_bytes > min(size, _HEADER_LIMIT_BYTES):
                 raise ValueError("the header is longer than the file")
             header = json.loads(file.read(header_bytes))

@@ -63,10 +63,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: It is not JSON.
     """
     path = folder / CONFIG_NAME
+    if folder.is_file():
+        raise MissingError(f"{folder}: is a file; expected a checkpoint's folder", hint=f"try {folder.parent}")
     if not folder.is_dir():
-        raise MissingError(f"{folder}: no such checkpoint folder", hint="check --checkpoint")
+        published = not folder.is_absolute() and len(folder.parts) == 2  # noqa: PLR2004 (OWNER/MODEL)
+        fetch = f"to fetch a model from Hugging Face: hf download {folder} --local-dir DIR"
+        raise MissingError(f"{folder}: no such checkpoint folder", hint=fetch if published else "check the path")
     if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="a Hugging Face checkpoint folder contains a config.json")
+        cached = sorted(folder.glob(f"snapshots/*/{CONFIG_NAME}"))
+        hint = f"a cache of Hugging Face; try {cached[0].parent}" if cached else "a Hugging Face checkpoint contains it"
+        raise MissingError(f"{path}: no such file", hint=hint)
     loaded = load_json(path)
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: expected keys and values, found {type(loaded).__name__}")

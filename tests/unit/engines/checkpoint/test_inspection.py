@@ -120,6 +120,14 @@ def extend_shard(folder: Path) -> None:
         shard.write(b"\0" * 4)
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4976698672\n"
+
+
+def name_shard(folder: Path, shard: str) -> None:
+    """Let the index name this shard for all tensors."""
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(SHAPES, shard)}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
@@ -127,6 +135,13 @@ def extend_shard(folder: Path) -> None:
         (extend_shard, UserError, r"model-1.safetensors: the file has .* bytes, but its header states"),
         (lambda f: (f / "model-0.safetensors").unlink(), MissingError, r"model-0.safetensors: no such file"),
         (lambda f: (f / "model-0.safetensors").write_bytes(b"<html>"), UserError, "not a safetensors file"),
+        (
+            lambda f: (f / "model-0.safetensors").write_bytes(LFS_POINTER),
+            UserError,
+            "a Git LFS pointer, not the weights",
+        ),
+        (lambda f: name_shard(f, "../model/model-0.safetensors"), UserError, "names a shard outside of its folder"),
+        (lambda f: name_shard(f, "/etc/passwd"), UserError, "names a shard outside of its folder"),
         (lambda f: (f / "model.safetensors.index.json").write_text("[]"), UserError, "not a safetensors index"),
         (lambda f: (f / "tokenizer.json").unlink(), MissingError, "tokenizer.json: no such file"),
         (lambda f: (f / "tokenizer_config.json").unlink(), MissingError, "tokenizer_config.json: no such file"),
@@ -159,6 +174,23 @@ def test_tensors_must_fit_the_config(tmp_path: Path, change: dict[str, tuple[int
     folder = write_checkpoint(tmp_path / "model", shapes=SHAPES | change)
     with pytest.raises(UserError, match=message):
         inspect_checkpoint(folder)
+
+
+def test_what_is_not_a_checkpoint_folder_is_told_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A published model's name, a file of weights and Hugging Face's cache are each met with the next step."""
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "models--a--b", shapes=SHAPES).rename(tmp_path / "whole")
+    (tmp_path / "models--a--b" / "snapshots").mkdir(parents=True)
+    (tmp_path / "whole").rename(tmp_path / "models--a--b" / "snapshots" / "0f3c")
+    for path, message, hint in (
+        ("Qwen/Qwen3-8B", "no such checkpoint folder", "hf download Qwen/Qwen3-8B --local-dir DIR"),
+        ("/Qwen/Qwen3-8B", "no such checkpoint folder", "check the path"),
+        ("models--a--b", "config.json: no such file", "try models--a--b/snapshots/0f3c"),
+        ("models--a--b/snapshots/0f3c/config.json", "is a file", "try models--a--b/snapshots/0f3c"),
+    ):
+        with pytest.raises(MissingError, match=message) as caught:
+            inspect_checkpoint(Path(path))
+        assert hint in str(caught.value.hint)
 
 
 def test_missing_tensor_is_refused(tmp_path: Path) -> None:
