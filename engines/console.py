@@ -128,7 +128,9 @@ class Command(click.Command):
             fail(self.name or "command", error.message, error.hint)
             sys.exit(error.exit_status)
         except click.UsageError as error:
-            fail(self.name or "command", error.format_message(), f"{self.name} --help lists every flag")
+            fail(
+                self.name or "command", _usage_text(error), _usage_hint(error) or f"{self.name} --help lists every flag"
+            )
             sys.exit(2)
         except click.ClickException as error:
             fail(self.name or "command", error.format_message(), None)
@@ -149,6 +151,24 @@ class Command(click.Command):
             fail(self.name or "command", "interrupted", None)
             sys.exit(INTERRUPTED)
         sys.exit(0)
+
+
+_WORDS = {"integer": "whole number", "float": "number"}
+_NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?\.")
+_NO_FOLDER = re.compile(r"Directory '(.+)' is a file\.")
+
+
+def _usage_text(error: click.UsageError) -> str:
+    """Return click's message, with the words of arithmetic in place of Python's."""
+    return _NO_NUMBER.sub(lambda found: f"is not a {_WORDS[found[1]]}.", error.format_message())
+
+
+def _usage_hint(error: click.UsageError, command: str) -> str:
+    """Return what to try: the folder of a file that was given in its place, else --help."""
+    found = _NO_FOLDER.search(error.format_message())
+    return (
+        f"{command} --help lists every flag" if found is None else f"give the folder, {quoted(Path(found[1]).parent)}"
+    )
 
 
 class _InterruptedError(BaseException):

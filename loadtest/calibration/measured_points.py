@@ -138,7 +138,9 @@ def _check_header(path: Path, columns: list[str]) -> None:
 def points_text(path: Path, points: Sequence[Point], left_out: Counter[str]) -> str:
     """Return how many points of which loads a file or run gave, and why others were left out."""
     kinds = Counter(point.load for point in points)
-    used = ", ".join(f"{count} points of {load}" for load, count in kinds.items()) or "no points"
+    used = (
+        ", ".join(f"{count} point{'' if count == 1 else 's'} ({load})" for load, count in kinds.items()) or "no points"
+    )
     return f"{path}: {used}" + "".join(f"; {count} left out: {why}" for why, count in left_out.items())
 
 

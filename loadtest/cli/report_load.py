@@ -40,7 +40,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option(
     "--max-regression",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=1),
     metavar="RATIO",
     help=(
         "With --compare: exit with status 3 if a figure is significantly worse, by more than this ratio (0.05 is 5 %)."

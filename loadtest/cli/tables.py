@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engines.console import progress, show
 from engines.names import engine_title
-from engines.units import MS_PER_S, milliseconds
+from engines.units import MS_PER_S, milliseconds, three_digits
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Objectives, Scenario, Verdict, unlikely_limits
 
@@ -33,7 +33,7 @@ def show_summary(summary: Summary) -> None:
     if summary.incomplete_note is not None:
         progress(summary.incomplete_note)
     if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.felt_ttft_s) if found):
-        progress("a question mark marks a percentile for which the sample is too small")
+        show("?: the sample is too small for this percentile")
     for issue in summary.validity_issues:
         progress(f"not valid: {issue.code}: {issue.text}")
 
@@ -67,11 +67,11 @@ def show_energy(summary: Summary) -> None:
         watts = f"{energy.power_w:,.0f}"
         if energy.power_range_w is not None:
             low_w, high_w = energy.power_range_w
-            watts += f"  ({low_w:,.0f} to {high_w:,.0f})"
+            watts += f" ({low_w:,.0f} to {high_w:,.0f})"
         elif energy.gpus is not None:
-            watts += f"  ({energy.gpus} GPU{'s' if energy.gpus > 1 else ''})"
+            watts += f" ({energy.gpus} GPU{'s' if energy.gpus > 1 else ''})"
         joules = (energy.j_per_output_token, energy.j_per_token, energy.j_per_request)
-        rows.append((level, [watts, *("-" if each is None else f"{each:,.3g}" for each in joules)]))
+        rows.append((level, [watts, *("-" if each is None else three_digits(each) for each in joules)]))
     title = f"GPU energy over the window, by {methods} ({summary.label})"
     _print_levels(summary, title=title, heads=("watts", "J/output token", "J/token", "J/request"), rows=rows)
 

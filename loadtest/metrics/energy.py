@@ -87,7 +87,7 @@ def _counted(meter: Meter, window: Window) -> tuple[float | None, str | None]:
         return None, f"its energy counter moved {inside.sum()} times in the window, {_needed(window, MIN_UPDATES)}"
     step_s = float(np.diff(t_s[inside]).max())
     if t_s[0] > window.begin_s + step_s or t_s[-1] < window.end_s - step_s:
-        return None, "its energy counter was not read from the begin of the window to its end"
+        return None, "its energy counter was not read from the start of the window to its end"
     begin_s, end_s = max(window.begin_s, float(t_s[0])), min(window.end_s, float(t_s[-1]))
     if (np.diff(joules[(t_s >= begin_s - step_s) & (t_s <= end_s + step_s)]) < 0).any():
         return None, "its energy counter was reset within the window"
@@ -116,8 +116,8 @@ def _updates(meter: Meter) -> tuple[Floats, Floats]:
 
 def _needed(window: Window, required: int) -> str:
     return (
-        f"at least {required} are needed: the exporter has to collect every {window.length_s / (required + 1):.3g} s "
-        "or more often (DCGM's: --collect-interval, in ms)"
+        f"at least {required} are needed: measure for longer, or let the exporter collect at least every "
+        f"{window.length_s / (required + 1):.3g} s (DCGM's: --collect-interval, in ms)"
     )
 
 

@@ -17,7 +17,7 @@ SERVE = "serve-repo repository --tritonserver nothing"
 REFUSED = {
     f"{PLAN} --tp 3": "32 attention heads and 8 KV heads",
     f"{PLAN} --max-batch-size 0": "--max-batch-size: must be greater than or equal to 1",
-    f"{PLAN} --max-batch-size 1e30": "'1e30' is not a valid integer",
+    f"{PLAN} --max-batch-size 1e30": "'1e30' is not a whole number",
     f"{PLAN} --isl 1000000000": "less than or equal to 16777216",
     f"{PLAN} --ttft-ms inf": "inf is not a number from",
     "predict-load --model llama-3-8b --gpu h100-sxm-80gb --precision fp8 --isl 8 --osl 4 --concurrency 1 "

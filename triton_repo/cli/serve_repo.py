@@ -23,9 +23,9 @@ GROUPS = {
 )
 @click.argument("repository", type=FOLDER)
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--http-port", type=console.PORT, default=8000, show_default=True)
-@click.option("--grpc-port", type=console.PORT, default=8001, show_default=True)
-@click.option("--metrics-port", type=console.PORT, default=8002, show_default=True)
+@click.option("--http-port", type=console.PORT, default=8000, show_default=True, help="Port of Triton's HTTP endpoint.")
+@click.option("--grpc-port", type=console.PORT, default=8001, show_default=True, help="Port of Triton's gRPC endpoint.")
+@click.option("--metrics-port", type=console.PORT, default=8002, show_default=True, help="Port of its metrics page.")
 @click.option(
     "--tritonserver",
     default="auto",

@@ -83,7 +83,7 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
     if len(points) < MIN_POINTS:
         left_out_of = ", ".join(f"{why} ({count})" for why, count in others.most_common(3))
         raise UserError(
-            f"{len(points)} measured points of {wanted.title}, tensor parallel "
+            f"{len(points)} measured point{'' if len(points) == 1 else 's'} of {wanted.title}, tensor parallel "
             f"{wanted.tensor_parallel}; at least {MIN_POINTS} are needed",
             hint=f"left out: {left_out_of}"
             if others

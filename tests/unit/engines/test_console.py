@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import click
 import pytest
@@ -69,6 +70,44 @@ def test_a_broken_connection_is_a_failure(capsys: pytest.CaptureFixture[str]) ->
         _command(BrokenPipeError(32, "Broken pipe")).main([])
     assert ended.value.code == 1
     assert capsys.readouterr().err == "do-thing: error: Broken pipe\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "hint"),
+    [
+        (("--count", "5m"), "'5m' is not a whole number.", "do-thing --help lists every flag"),
+        (("--share", "5%"), "'5%' is not a number.", "do-thing --help lists every flag"),
+        (("--limit", "x"), "'x' is not a number.", "do-thing --help lists every flag"),
+        (("--run", "a run/run.json"), "Directory 'a run/run.json' is a file.", "give the folder, 'a run'"),
+    ],
+)
+def test_a_wrong_flag_is_described_without_words_of_python(
+    given: tuple[str, str],
+    said: str,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A number is not a float range, and the folder of a file given in its place is named."""
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "run.json").touch()
+    monkeypatch.chdir(tmp_path)
+
+    @click.command("do-thing", cls=Command)
+    @click.option("--count", type=int)
+    @click.option("--share", type=click.FloatRange(0, 1))
+    @click.option("--limit", type=float)
+    @click.option("--run", type=click.Path(file_okay=False))
+    def command(**_: object) -> None:
+        pass
+
+    with pytest.raises(SystemExit) as ended:
+        command.main(list(given))
+    assert ended.value.code == 2
+    error, hinted = capsys.readouterr().err.splitlines()
+    assert error.endswith(f"'{given[0]}': {said}")
+    assert hinted == f"hint: {hint}"
 
 
 def test_hint_and_tool_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_power_readings_serve_where_there_is_no_counter() -> None:
         (lambda: [_sample(t, _dcgm(9223372036854775.794, None)) for t in TIMES], "measured", "--power-url"),
         (lambda: [_sample(t, _dcgm(30 * 400.0 * (t // 30), None)) for t in TIMES], "measured", "--collect-interval"),
         (lambda: [_sample(t, _dcgm(400.0 * (t if t < 40 else t - 40), None)) for t in TIMES], "measured", "reset"),
-        (lambda: [_sample(t, _dcgm(400.0 * t, None)) for t in TIMES if t < 50], "measured", "from the begin"),
+        (lambda: [_sample(t, _dcgm(400.0 * t, None)) for t in TIMES if t < 50], "measured", "from the start of"),
         (
             lambda: [_sample(t, _dcgm(400.0 * t, 400.0)) for t in TIMES],
             "emulated",
