@@ -38,6 +38,9 @@ SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
 READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPIPE ended
 _AGAIN_AFTER_S = 0.05
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline: an error quotes a log's last lines
+_NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?\.")  # click's words
+_NO_FOLDER = re.compile(r"Directory '(.+)' is a file\.")  # likewise
+_WORDS = {"integer": "whole number", "float": "number"}
 _ERRNO = re.compile(r"\[Errno (\d+)\] ")
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -128,9 +131,7 @@ class Command(click.Command):
             fail(self.name or "command", error.message, error.hint)
             sys.exit(error.exit_status)
         except click.UsageError as error:
-            fail(
-                self.name or "command", _usage_text(error), _usage_hint(error) or f"{self.name} --help lists every flag"
-            )
+            fail(self.name or "command", _usage_text(error), _usage_hint(error, self.name or "command"))
             sys.exit(2)
         except click.ClickException as error:
             fail(self.name or "command", error.format_message(), None)
@@ -151,11 +152,6 @@ class Command(click.Command):
             fail(self.name or "command", "interrupted", None)
             sys.exit(INTERRUPTED)
         sys.exit(0)
-
-
-_WORDS = {"integer": "whole number", "float": "number"}
-_NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?\.")
-_NO_FOLDER = re.compile(r"Directory '(.+)' is a file\.")
 
 
 def _usage_text(error: click.UsageError) -> str:
