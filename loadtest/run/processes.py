@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import Any, BinaryIO, TypeAlias
 
 from engines.errors import LAST_LINES, ToolError
@@ -21,6 +21,7 @@ from engines.processes import signal_group
 from engines.signals import interrupts_deferred
 from loadtest.generator import ENOUGH, GeneratorPlan
 from loadtest.run.fork import ForkedProgram
+from loadtest.run.unused_modules import leave_out_unused
 
 LINE_COLUMNS = 200
 SILENT_S = 60.0  # a generator reports its progress every second
@@ -214,14 +215,12 @@ class Generators:
 
 
 def _import_less() -> None:
-    """Let a forked generator import of Locust only what it uses: not its web pages, and none of its patches.
+    """Let a forked generator import of Locust only what it uses, and none of its patches.
 
-    It uses gevent by name, as Locust's messages do; `requests` takes its other detector of encodings. That saves half
-    the time to import Locust.
+    It uses gevent by name, as Locust's messages do.
     """
     os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
-    absent: dict[str, Any] = {"locust.web": SimpleNamespace(WebUI=None), "chardet": None}
-    sys.modules.update(absent)
+    leave_out_unused()
 
 
 def _end(process: _Process, due_s: float) -> None:

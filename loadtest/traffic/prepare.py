@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FIRST_RANDOM_ID = 1000  # lower ids are bytes, digits and reserved tokens of other vocabularies
-MIN_CHAT_TOKENS = 30_000  # a tenth of a second of tokenization
+MIN_CHAT_TOKENS = 15_000  # 0.05 s of tokenization; enough for MAX_MARKS words of one token
 MAX_CHAT_TOKENS = 2_000_000
 MAX_ROWS = 20_000  # of a prompt file; beyond this, rows are reused
 MIN_WORDS = 100
