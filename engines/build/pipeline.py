@@ -45,8 +45,8 @@ __all__ = ["Job", "Kind", "commands_text", "inspect_in_stages", "job_source", "r
 LOG_NAME = "build.log"
 # Modules of engines.checkpoint whose source is part of the quantize stage's key.
 _QUANTIZE_CODE = (
-    "quantize", "huggingface_export", "modelopt", "export_job", "export_config", "trtllm_checkpoint", "weight_formats",
-    "calibration_text",
+    "quantization", "huggingface_export", "modelopt", "export_job", "export_config", "trtllm_checkpoint",
+    "weight_formats", "calibration_text",
 )  # fmt: skip
 
 
@@ -294,7 +294,7 @@ def _verified(job: Job, quantized: Path, stages: Stages) -> CheckpointQuality:
         stage="verify",
         content={
             "quantize": quantized.name,
-            "code": code_sha256("verify", "trtllm_checkpoint", "weight_formats"),
+            "code": code_sha256("verification", "trtllm_checkpoint", "weight_formats"),
             **_text_content(job),
         },
         parameters={

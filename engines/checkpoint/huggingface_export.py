@@ -11,7 +11,7 @@ from engines.checkpoint.export_config import KV_ALGO, same
 from engines.checkpoint.export_job import ExportJob, Layout, group_notices, layout_of
 from engines.checkpoint.inspection import expected_shapes, library
 from engines.checkpoint.modelopt import Progress
-from engines.checkpoint.quantize import quantize_with
+from engines.checkpoint.quantization import quantize_with
 from engines.checkpoint.shards import TensorFacts, read_tensors, shard_paths, some
 from engines.errors import ToolError, UserError
 from engines.files import write_text

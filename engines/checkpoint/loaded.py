@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from engines.checkpoint.inspection import library
 from engines.checkpoint.trtllm_checkpoint import read_exported
-from engines.checkpoint.verify import LayerCache, exported_geometry_of, rms_norm, run_layer
+from engines.checkpoint.verification import LayerCache, exported_geometry_of, rms_norm, run_layer
 from engines.checkpoint.weight_formats import FLOAT32_BYTES
 from engines.spec import ModelSpec
 

@@ -7,13 +7,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.errors import CommandError, UserError
 from engines.files import read_json, sha256_of
 from engines.names import TOKENIZER_FILE
-from engines.spec import ModelSpec, model_named
 from loadtest.client import ENGINE_MODEL
 from loadtest.results import RUN_NAME, RunManifest, ServerFacts
+
+if TYPE_CHECKING:
+    from engines.spec import ModelSpec
 
 MAX_RUNS = 50
 
@@ -88,6 +91,8 @@ def _places(named: str | None, names: list[str], earlier: Callable[[], Iterable[
             yield from _cached(name)
     for path in earlier():
         yield path, "used by an earlier run against this model"
+    from engines.spec import model_named  # noqa: PLC0415 (slow to import; seldom needed)
+
     for name in dict.fromkeys(names):
         with contextlib.suppress(UserError):  # not one of the known models
             yield from _installed(model_named(name))

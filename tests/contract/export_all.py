@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engines.checkpoint.export_job import ExportJob
 from engines.checkpoint.modelopt import PACKAGE, metadata
-from engines.checkpoint.quantize import quantize
+from engines.checkpoint.quantization import quantize
 from engines.errors import CommandError
 from engines.spec import KvFormat
 from tests.tiny_checkpoints import WINDOWS

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engines.checkpoint.export_job import ExportJob
-from engines.checkpoint.quantize import quantize
+from engines.checkpoint.quantization import quantize
 from engines.spec import known_models
 from engines.spec.memory import buffers_bytes
 from engines.spec.model_config import read_config

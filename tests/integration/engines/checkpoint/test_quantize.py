@@ -18,9 +18,16 @@ from engines.checkpoint.export_job import ExportJob
 from engines.checkpoint.gguf import name_special_tokens, unpack
 from engines.checkpoint.inspection import inspect_checkpoint, library
 from engines.checkpoint.library_output import library_output_to
-from engines.checkpoint.quantize import quantize, quantizing_memory_bytes
+from engines.checkpoint.quantization import quantize, quantizing_memory_bytes
 from engines.checkpoint.trtllm_checkpoint import read_exported
-from engines.checkpoint.verify import SourceWeights, exported_geometry_of, geometry_of, logits, round_nvfp4, verify
+from engines.checkpoint.verification import (
+    SourceWeights,
+    exported_geometry_of,
+    geometry_of,
+    logits,
+    round_nvfp4,
+    verify,
+)
 from engines.checkpoint.weight_formats import round_int8_weight
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import MadeBy
