@@ -21,13 +21,14 @@ def resolve_step_time(
     if recipe.step_time_calibration is None:
         profile = engine_profile_named(recipe.engine_profile)
         choices.given("engine_profile", profile.name, profile.description)
+        placed = PlacedModel(model, gpu, precision.name, kv_format, tensor)
         source = recipe.step_time
         if source == "auto":
-            source, why = favoured_source(PlacedModel(model, gpu, precision.name, kv_format, tensor))
+            source, why = favoured_source(placed)
             choices.derived("step_time", source, why)
         else:
             choices.given("step_time", source, "as requested")
-        factors = profile.factors_on(gpu, model)
+        factors = profile.factors_on(placed)
         return StepTimeChoice(source=source, profile=profile.name, factors=factors, host=profile.host)
     path = Path(recipe.step_time_calibration)
     known = read_calibration(path)

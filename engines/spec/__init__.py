@@ -9,6 +9,7 @@ from engines.spec.accelerator import (
     Sourced,
     read_accelerator,
 )
+from engines.spec.attention_waves import SPLIT, Waves, waves_on
 from engines.spec.deployment import Factors, Host, loaded
 from engines.spec.engine_profile import (
     DEFAULT_ENGINE_PROFILE,
@@ -67,6 +68,7 @@ __all__ = [
     "MS_PER_S",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
+    "SPLIT",
     "Accelerator",
     "AcceptanceProfile",
     "Arithmetic",
@@ -97,6 +99,7 @@ __all__ = [
     "SpeculativeDecoding",
     "SpeculativeMethod",
     "Verdict",
+    "Waves",
     "default_acceptance",
     "eagle3_head_in",
     "eagle3_head_of",
@@ -131,4 +134,5 @@ __all__ = [
     "sources_named",
     "unknown_arguments",
     "verdict",
+    "waves_on",
 ]

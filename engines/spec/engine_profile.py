@@ -15,9 +15,9 @@ from pydantic import Field
 from engines.errors import UserError
 from engines.files import Strict, validate
 from engines.names import spec_data
+from engines.spec.attention_waves import waves_on
 from engines.spec.deployment import Factors, Host
-from engines.spec.gpu import GpuSpec
-from engines.spec.model import ModelSpec
+from engines.spec.placed_model import PlacedModel
 
 DEFAULT_ENGINE_PROFILE = "trtllm-1.x-triton"
 Deviation = Annotated[float, Field(gt=0)]
@@ -70,7 +70,8 @@ class EngineProfile(Strict):
     """Expected behaviour of an engine before it is measured.
 
     Attributes:
-        factors: On the step-time source, for the engine alone; see `factors_on`.
+        factors: On the step-time source, for the engine alone; `factors_on` has those that depend on GPU and model.
+        unsplit_attention: Decode attention comes in waves of thread blocks, which depend on the GPU and the model.
         groups_share_reads_from: Compute capability (90 for 9.0) from which an attention kernel that takes prompts and
             decoding sequences together reads a KV head once for its group of query heads; None: always.
         host: What the server adds; omitted if the engine runs alone.
@@ -84,25 +85,34 @@ class EngineProfile(Strict):
     aliases: tuple[str, ...] = ()
     batching: Batching = Batching()
     factors: Factors = Factors()
+    unsplit_attention: bool = False
     groups_share_reads_from: int | None = None
     host: Host = Host()
     spreads: Annotated[tuple[Spread, ...], Field(min_length=1)]
     fitted_to: tuple[str, ...]
     source: str
 
-    def factors_on(self, gpu: GpuSpec, model: ModelSpec) -> Factors:
-        """Return the factors on a GPU: an older one may read the cache more often.
+    def factors_on(self, placed: PlacedModel) -> Factors:
+        """Return the factors for a model on a GPU: an older one may read the cache more often, or in other waves.
 
         >>> from engines.spec.gpu import gpu_named
         >>> from engines.spec.model import model_named
-        >>> vllm = engine_profile_named("vllm-v1")
-        >>> vllm.factors_on(gpu_named("a100-sxm-80gb"), model_named("qwen3-14b")).mixed_kv_reads
+        >>> placed = PlacedModel(model_named("qwen3-14b"), gpu_named("a100-sxm-80gb"), "bf16", "16bit")
+        >>> engine_profile_named("vllm-v1").factors_on(placed).mixed_kv_reads
         5.0
+        >>> engine_profile_named("nim-2024").factors_on(placed).wave_sequences
+        2.7
         """
-        shared_from = self.groups_share_reads_from
-        if shared_from is None or gpu.device == "cpu" or gpu.sm >= shared_from:
+        gpu, model, shared_from = placed.gpu, placed.model, self.groups_share_reads_from
+        changed: dict[str, float] = {}
+        if gpu.device == "cpu":
             return self.factors
-        return self.factors.model_copy(update={"mixed_kv_reads": model.attention_heads / model.kv_heads})
+        if self.unsplit_attention:
+            waves = waves_on(placed)
+            changed = {"wave_sequences": waves.sequences, "wave_reads": waves.reads, "wave_blocks": waves.blocks}
+        if shared_from is not None and gpu.sm < shared_from:
+            changed["mixed_kv_reads"] = model.attention_heads / model.kv_heads
+        return self.factors.model_copy(update=changed) if changed else self.factors
 
     def spread(self, *, precision: str, load: Literal["served", "engine"]) -> Spread:
         """Return the spread for a precision and a load, or the nearest available."""

@@ -25,15 +25,14 @@ from engines.calibration import (
 from engines.console import time_left_text
 from engines.errors import UserError
 from engines.files import Document
+from engines.spec import SPLIT, Waves
 from loadtest.calibration.fit import SIGMA, Fitted
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import (
     PARAMETERS,
-    SPLIT,
     UNIDENTIFIED_RATIO,
     Array,
     Prior,
-    Waves,
     factors_of,
     host_of,
 )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engines.spec import EngineProfile, Factors, GpuSpec, Host, loaded
+from engines.spec import SPLIT, EngineProfile, Factors, GpuSpec, Host, Waves, loaded
 
 Array = npt.NDArray[np.float64]
 
@@ -31,16 +31,6 @@ class Parameter(NamedTuple):
     meaning: str
     upper: float = math.inf
 
-
-class Waves(NamedTuple):
-    """How decode attention fills the GPU; see `Factors`."""
-
-    sequences: float
-    reads: float
-    blocks: int = 1
-
-
-SPLIT = Waves(1.0, 1.0)  # split along the context: no waves
 
 PARAMETERS = (
     Parameter("weights_ratio", 1.05, 0.2, True, "time to read the weights, relative to the step-time source"),

@@ -11,20 +11,15 @@ import numpy as np
 from engines.calibration import LoadGenerator
 from engines.emulator import settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import EngineProfile
+from engines.spec import SPLIT, EngineProfile, Waves, waves_on
 from engines.steptime import step_time_for
 from loadtest.calibration.fit import Fitted, Known, fit, load_key, load_places
 from loadtest.calibration.measured_points import Point
-from loadtest.calibration.parameters import SPLIT, Array, Prior, Waves, prior_of
+from loadtest.calibration.parameters import Array, Prior, prior_of
 from loadtest.calibration.trial import FitContext, observe
 
 MANY_POINTS = 16  # with more points than this, structures are compared on those of every second load
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried if the deployment's max_num_tokens is unknown
-# TensorRT-LLM's masked attention launches blocks of 256, 512 or 1,024 threads: the most that still fill the GPU
-# (decoderMaskedMultiheadAttentionLaunch.h). With an FP8 cache and these head sizes, registers are bounded so that a
-# multiprocessor holds four blocks of 256 (`Launch_bounds_config` in decoderMaskedMultiheadAttentionTemplate.h); with
-# other caches the compiler decides how many.
-FP8_BLOCKS, FP8_BLOCKS_HEAD_SIZES = 4, (64, 128)
 _NEAR, _WHOLE = 5, 16  # maximum parameter vectors per fit: if only the token budget is new, and from the prior
 
 
@@ -58,7 +53,7 @@ class Request:
         """As the engine profile has it; see `Factors`."""
         if self.profile is None:
             return 1.0
-        return self.profile.factors_on(self.manifest.gpu, self.manifest.model).mixed_kv_reads
+        return self.profile.factors_on(self.manifest.placed).mixed_kv_reads
 
 
 class Structure(NamedTuple):
@@ -83,13 +78,10 @@ def waves_of(manifest: EngineManifest, profile: EngineProfile | None = None) -> 
     """
     if manifest.gpu.device == "cpu":
         return (SPLIT,)
-    model = manifest.model
-    full = max(1.0, manifest.gpu.multiprocessors * manifest.parallel.tensor / model.attention_heads)
-    blocks = FP8_BLOCKS if manifest.precision.kv_cache == "fp8" and model.head_size in FP8_BLOCKS_HEAD_SIZES else 1
-    in_waves = Waves(full, model.attention_heads / model.kv_heads, blocks)
+    in_waves = waves_on(manifest.placed)
     if profile is None:
         return SPLIT, in_waves
-    return (in_waves if profile.factors.wave_sequences > 1 else SPLIT,)
+    return (in_waves if profile.unsplit_attention else SPLIT,)
 
 
 def fit_context_of(request: Request, structure: Structure) -> FitContext:

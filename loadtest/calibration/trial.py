@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from engines.calibration import LoadGenerator
 from engines.emulator import Batcher, BatcherSettings, Iteration
-from engines.spec import Host
+from engines.spec import SPLIT, Host, Waves
 from engines.steptime import Calibrated, StepTime
 from loadtest.calibration.first_wave import share_of_first_wave, unfinished_s, weights_of
 from loadtest.calibration.measured_points import SERVED, Point
@@ -26,11 +26,9 @@ from loadtest.calibration.parameters import (
     PARAMETERS,
     PLACE,
     PRIOR,
-    SPLIT,
     STEP_COUNT,
     Array,
     Prior,
-    Waves,
     factors_of,
     host_of,
     wave_alone_of,

@@ -18,11 +18,11 @@ from engines.manifest import EngineManifest, StepTimeChoice
 from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
-from engines.spec import engine_profile_named
+from engines.spec import SPLIT, Waves, engine_profile_named
 from loadtest.calibration.calibrate import calibrate
 from loadtest.calibration.fit import fit
 from loadtest.calibration.measured_points import Deployment, Point, read_points
-from loadtest.calibration.parameters import PARAMETERS, PLACE, PRIOR, SPLIT, Waves, factors_of
+from loadtest.calibration.parameters import PARAMETERS, PLACE, PRIOR, factors_of
 from loadtest.calibration.structures import Request, Structure, fit_best, fit_context_of, predicted_logs, waves_of
 from loadtest.calibration.trial import FitContext, Trial, differences_of, observe
 from loadtest.cli.calibrate_engine import calibrate_engine

@@ -25,9 +25,10 @@ def _eagle3(draft_len: int, verified_tokens: int) -> SpeculativeDecoding:
 
 
 def _priced(speculative: SpeculativeDecoding | None, *, profile: bool = False) -> StepTime:
-    factors = SGLANG.factors_on(H100, MODEL) if profile else None
+    placed = PlacedModel(MODEL, H100, "fp8", "16bit")
+    factors = SGLANG.factors_on(placed) if profile else None
     choice = StepTimeChoice(source="roofline", factors=factors, host=SGLANG.host if profile else None)
-    return step_time_of(choice, PlacedModel(MODEL, H100, "fp8", "16bit"), speculative=speculative)
+    return step_time_of(choice, placed, speculative=speculative)
 
 
 @pytest.mark.parametrize("profile", [False, True])

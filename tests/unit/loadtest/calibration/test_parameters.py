@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from engines.spec import engine_profile_named, gpu_named
-from loadtest.calibration.parameters import PLACE, PRIOR, SPLIT, Waves, factors_of, prior_of, wave_alone_of
+from engines.spec import SPLIT, Waves, engine_profile_named, gpu_named
+from loadtest.calibration.parameters import PLACE, PRIOR, factors_of, prior_of, wave_alone_of
 
 GPU = gpu_named("h100-sxm-80gb")
 CPU = GPU.model_copy(update={"name": "made up", "device": "cpu"})

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 
+from engines.spec import SPLIT
 from loadtest.calibration import structures
 from loadtest.calibration.fit import Known
 from loadtest.calibration.measured_points import Point
-from loadtest.calibration.parameters import SPLIT
 from loadtest.calibration.structures import Request, Structure, fit_best
 
 
