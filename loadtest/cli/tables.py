@@ -151,7 +151,9 @@ def show_verdicts(summary: Summary, scenario: Scenario) -> None:
     for level in summary.levels if scopes else ():
         verdicts = verdicts_in(scopes, level)
         missed = [f"{verdict.objective} {_found(verdict)}" for verdict in verdicts if not verdict.met]
-        result = f"missed: {'; '.join(missed)}" if missed else f"all {len(verdicts)} met"
+        result = (
+            f"missed: {'; '.join(missed)}" if missed else f"all met: {', '.join(each.objective for each in verdicts)}"
+        )
         show(f"objectives at {level.load} ({summary.label}): {result}")
 
 

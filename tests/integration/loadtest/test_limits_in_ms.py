@@ -64,3 +64,10 @@ def test_a_limit_of_minutes_is_said_once(name: str, place: Path, monkeypatch: py
     said = CliRunner().invoke(command, words.split())
     assert said.exit_code == 0, said.output
     assert said.stderr.count(NOTICE) == 1, said.stderr
+
+
+def test_a_prediction_names_every_objective_that_it_counts(tmp_path: Path) -> None:
+    """One limit is stated; that no request may fail is counted too."""
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(FILES["scenario.yaml"] | {"objectives": {"ttft_s": {"p95": 5}}}))
+    said = CliRunner().invoke(predict_load, f"--scenario {tmp_path / 's.yaml'} {PREDICT}".split())
+    assert "objectives at 1 (predicted): all met: ttft_s p95, errors_ratio\n" in said.stdout, said.output
