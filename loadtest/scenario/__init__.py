@@ -33,6 +33,7 @@ from loadtest.scenario.slo import (
     Verdict,
     clock_start_s,
     evaluate,
+    objectives_text,
     share_of,
     unlikely_limits,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "evaluate",
     "even",
     "inputs_of",
+    "objectives_text",
     "read_scenario",
     "read_trace",
     "share_of",

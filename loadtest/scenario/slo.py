@@ -114,6 +114,33 @@ def unlikely_limits(objectives: Objectives) -> list[str]:
     ]
 
 
+_SHORT = {"ttft_s": "TTFT", "itl_s": "ITL", "tpot_s": "TPOT", "e2e_s": "E2E"}
+
+
+def objectives_text(objectives: Objectives) -> str:
+    """Return every limit as it is understood, with units; that on errors too, which applies whether stated or not.
+
+    >>> objectives_text(Objectives(ttft_s={"p95": 200}, itl_s={"p99": 0.05}))
+    'TTFT p95 at most 200 s, ITL p99 at most 50 ms, no failed request'
+    """
+    parts = [
+        f"{_SHORT[quantity]} {statistic} at most {_time_text(limit_s)}"
+        for quantity in QUANTITIES
+        for statistic, limit_s in getattr(objectives, quantity).items()
+    ]
+    if (goodput := objectives.goodput) is not None:
+        own = {name: getattr(goodput, quantity) for quantity, name in _SHORT.items()}
+        limits = [f"{name} {_time_text(limit_s)}" for name, limit_s in own.items() if limit_s is not None]
+        parts.append(f"{goodput.share * 100:g} % of requests within {' and '.join(limits) or 'no limit'}")
+    ratio = objectives.errors_ratio
+    parts.append(f"at most {ratio * 100:g} % failed requests" if ratio else "no failed request")
+    return ", ".join(parts)
+
+
+def _time_text(seconds: float) -> str:
+    return f"{seconds:,g} s" if seconds >= 1 else f"{seconds * MS_PER_S:g} ms"
+
+
 class Verdict(NamedTuple):
     """The result of one objective.
 

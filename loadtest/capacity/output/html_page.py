@@ -10,7 +10,7 @@ from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
 from loadtest.capacity.output.page_figures import figures_of
 from loadtest.capacity.output.scaling_page import scaling_table
-from loadtest.capacity.output.terminal import milliseconds, number, rate_text, size_rows, what_of
+from loadtest.capacity.output.terminal import milliseconds, number, objective_lines, rate_text, size_rows, what_of
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.sentences import impossible
@@ -32,6 +32,7 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
         title=f"Capacity plan: {plan.demand.name}",
         tags=[("none", "not possible") if row is None else (row.basis, row.basis)],
         plan=plan,
+        objectives=[f"Objectives{line}." for line in objective_lines(plan.demand)],
         answer=plan.sentence or f"{_sentence(impossible(plan.demand))} {_sentence(plan.nearest or '')}",
         facts=_facts(plan),
         figures=figures_of(plan),

@@ -11,6 +11,7 @@ from engines import units
 from engines.console import progress, show
 from engines.terminal_tables import table_console
 from loadtest.capacity.decision import Row, Sized
+from loadtest.capacity.inputs import Demand
 from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
 from loadtest.capacity.output.scaling_page import NOT_PAYING, check_words, law_words, unscaled_words
@@ -18,18 +19,12 @@ from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
 from loadtest.capacity.what_if import Compared
+from loadtest.scenario import objectives_text
 
 
 def show_plan(plan: CapacityPlan) -> None:
-    """Print traffic, tables and recommendation on stdout; rows not possible, prices and warnings on stderr."""
-    traffic = plan.traffic
-    hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", its hour {number(traffic.hour_per_s)}"
-    show(
-        f"{plan.demand.name}: peak {number(traffic.planned_peak_per_s)} requests/s over "
-        f"{plan.demand.peak_window_s:g} s "
-        f"(today {number(traffic.peak_per_s)}{hour}), mean {number(traffic.mean_per_s * traffic.growth)}; "
-        f"prompts {traffic.mean_isl:.0f}, replies {traffic.mean_osl:.0f} tokens, max_tokens {traffic.max_tokens:,}"
-    )
+    """Print demand, tables and recommendation on stdout; rows not possible, prices and warnings on stderr."""
+    _show_demand(plan)
     _show_sizes(plan)
     _show_rows(plan)
     _show_accuracy(plan)
@@ -53,6 +48,24 @@ def show_plan(plan: CapacityPlan) -> None:
             if note is not None:
                 show("")
                 show(note)
+
+
+def _show_demand(plan: CapacityPlan) -> None:
+    traffic = plan.traffic
+    hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", its hour {number(traffic.hour_per_s)}"
+    show(
+        f"{plan.demand.name}: peak {number(traffic.planned_peak_per_s)} requests/s over "
+        f"{plan.demand.peak_window_s:g} s "
+        f"(today {number(traffic.peak_per_s)}{hour}), mean {number(traffic.mean_per_s * traffic.growth)}; "
+        f"prompts {traffic.mean_isl:.0f}, replies {traffic.mean_osl:.0f} tokens, max_tokens {traffic.max_tokens:,}"
+    )
+    for line in objective_lines(plan.demand):
+        show(f"objectives{line}")
+
+
+def objective_lines(demand: Demand) -> list[str]:
+    """Return the objectives as they are understood: of all requests, then of each class with its own."""
+    return [f"{f' of {name}' if name else ''}: {objectives_text(each)}" for name, each in demand.all_objectives.items()]
 
 
 SIZES = ("promised", "middle", "optimistic")
