@@ -118,7 +118,7 @@ _SHORT = {"ttft_s": "TTFT", "itl_s": "ITL", "tpot_s": "TPOT", "e2e_s": "E2E"}
 
 
 def objectives_text(objectives: Objectives) -> str:
-    """Return every limit as it is understood, with units; that on errors too, which applies whether stated or not.
+    """Return every limit with its unit; that on errors too, which applies whether stated or not.
 
     >>> objectives_text(Objectives(ttft_s={"p95": 200}, itl_s={"p99": 0.05}))
     'TTFT p95 at most 200 s, ITL p99 at most 50 ms, no failed request'

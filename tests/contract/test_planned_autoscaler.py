@@ -14,13 +14,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from engines.autoscaling import AutoscalingFile, ColdStart, ScalingLaw, Signal, simulated_engine
+from engines.autoscaling import VOCABULARY_RATIO, AutoscalingFile, ColdStart, ScalingLaw, Signal, simulated_engine
 from engines.errors import UserError
 from engines.files import Document, MadeBy, to_json, write_json
 from engines.manifest import EngineManifest
 from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from engines.spec import known_models, precision_named
 from tests.facts import read_facts
 from tests.prometheus_adapter import adapter_query
 from triton_repo.deploy.plan import Deployment, DeploymentPlan, plan_deployment
@@ -183,7 +184,7 @@ LIMITS = {"limits.max_batch_size": 384, "limits.max_num_tokens": 8192, "limits.m
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"model": "qwen3-8b"}, "qwen3-8b of 8,190,735,360 parameters"),
+        ({"model": "qwen3-8b"}, "qwen3-8b with layers 36, intermediate_size 12288, vocab_size 151936"),
         ({"precision": "int8_sq"}, "precision int8_sq, kv_cache 16bit"),
         ({"gpu": "a100-sxm-80gb", "precision": "bf16"}, "gpu a100-sxm-80gb, precision bf16, kv_cache 16bit"),
         ({"kv_cache.format": "16bit"}, "kv_cache 16bit"),
@@ -229,9 +230,33 @@ def test_a_law_holds_for_other_weights_of_the_same_size() -> None:
     require_planned_engine(file, tuned, path=Path("autoscaling.json"))
 
 
+@pytest.mark.parametrize(("added", "is_refused"), [(0, False), (2, False), (6_000, False), (-64, False), (7_000, True)])
+def test_a_law_holds_for_a_vocabulary_with_a_few_more_tokens(added: int, is_refused: bool) -> None:
+    """Fine-tuning adds tokens, and a step's time hardly changes; a vocabulary of another size is another model's."""
+    planned = _engine(model="llama-3-8b")
+    model = planned.model.model_copy(update={"name": "mine", "vocab_size": planned.model.vocab_size + added})
+    tuned = planned.model_copy(update={"model": model})
+    file = _file("in_flight").model_copy(update={"engine": simulated_engine(planned)})
+    if is_refused:
+        with pytest.raises(UserError, match=r"this repository's engine has mine with vocab_size 135256$"):
+            require_planned_engine(file, tuned, path=Path("autoscaling.json"))
+    else:
+        require_planned_engine(file, tuned, path=Path("autoscaling.json"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_the_allowed_vocabulary_changes_a_step_by_two_percent_at_most(precision: str) -> None:
+    """Of every known model: by the weights that a step reads, the output projection among them."""
+    for model in known_models().values():
+        own = model.weights_bytes(precision_named(precision)) - 2 * model.embedding_parameters
+        added = 2 * VOCABULARY_RATIO * model.head_parameters
+        assert added / own < 0.02, model.name
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        ({"schema": 2}, "schema 2 is of another version; plan again: plan-capacity DEMAND --force"),
         ({"schema": 1, "engine": None}, "schema 1 is of another version; plan again: plan-capacity DEMAND --force"),
         ({"schema": "x"}, "schema x is of another version"),
         ({"schema": "\n" + "x" * 2000}, f"schema {'x' * 20} is of another version"),

@@ -34,10 +34,10 @@ def read_law(path: Path, *, variant: str) -> AutoscalingFile:
 
 
 def require_planned_engine(found: AutoscalingFile, engine: EngineManifest, *, path: Path) -> None:
-    """Refuse a law that was simulated with another engine; other weights of the same size are none.
+    """Refuse a law that was simulated with another engine; other weights of the same geometry are none.
 
     Raises:
-        UserError: The model's size, the GPU, a format, the parallelism or a limit differs.
+        UserError: The model's geometry, the GPU, a format, the parallelism or a limit differs.
     """
     has = simulated_engine(engine)
     keys = found.engine.differences(has)

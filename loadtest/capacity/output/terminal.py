@@ -64,7 +64,7 @@ def _show_demand(plan: CapacityPlan) -> None:
 
 
 def objective_lines(demand: Demand) -> list[str]:
-    """Return the objectives as they are understood: of all requests, then of each class with its own."""
+    """Return the objectives with their units: of all requests, then of each class with its own."""
     return [f"{f' of {name}' if name else ''}: {objectives_text(each)}" for name, each in demand.all_objectives.items()]
 
 
