@@ -87,8 +87,10 @@ class KvPool:
 
     def first_missing(self, hashes: Row[int]) -> int | None:
         """Return the first hash whose block a prompt would have to compute; None if all are available."""
-        cached, host = self._cached, self._host
-        for content in filterfalse(self._holders.__contains__, hashes):
+        holders, cached, host = self._holders, self._cached, self._host
+        if hashes and (hashes[-1] in holders or hashes[-1] in cached):
+            return None  # who holds a block holds those before it, and those are released and evicted after it
+        for content in filterfalse(holders.__contains__, hashes):
             if content not in cached and content not in host:
                 return content
         return None

@@ -7,7 +7,7 @@ always run: each takes one of the `max_num_tokens` tokens, and none starts unles
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -171,7 +171,7 @@ class Iteration:
 
 
 def admissible(
-    pending: Iterable[Sequence], decoding: int, pool: KvPool, settings: BatcherSettings
+    pending: Collection[Sequence], decoding: int, pool: KvPool, settings: BatcherSettings
 ) -> Iterator[Sequence]:
     """Yield the waiting sequences that may run, if running sequences are never paused (no-evict and static batch).
 
@@ -182,7 +182,7 @@ def admissible(
         yield from (sequence for sequence in pending if sequence.has_blocks)
         return
     spare = pool.available - pool.reserved
-    gate = ReuseGate(pending, pool) if pool.reuse else None
+    gate = ReuseGate(pending, pool) if pool.reuse and len(pending) > 1 else None  # a single one waits for no other
     draft_tokens, blocks_for = settings.draft_tokens, pool.blocks_for
     waiting = iter(pending)
     for sequence in waiting:

@@ -6,7 +6,8 @@ The same for every source of step times: what an iteration reads and multiplies 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from engines.manifest import EngineManifest
 from engines.spec import (
@@ -19,6 +20,12 @@ from engines.spec import (
 )
 from engines.steptime.shape import StepShape
 from engines.steptime.uncertainty import Z_95
+
+if TYPE_CHECKING:  # commands that compute no step times do without numpy
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 class StepEnergy(NamedTuple):
@@ -81,6 +88,26 @@ class PowerModel:
         At the board's power limit clocks fall: the iteration takes no more than the limit, and its parts above the base
         are scaled down alike.
         """
+        return StepEnergy(*self._parts_j(shape, seconds, min))
+
+    def joules(self, shape: StepShape, seconds: float) -> float:
+        """Return the joules of an iteration."""
+        return self.energy(shape, seconds).joules
+
+    def joules_of(self, shapes: Sequence[Floats], seconds: Floats, least: Callable[[Any, Any], Any]) -> Floats:
+        """Return the joules of each of some iterations.
+
+        Args:
+            shapes: One array for each field of `StepShape`; like `seconds`, one entry per iteration.
+            least: `numpy.minimum`.
+        """
+        joules: Floats = sum(self._parts_j(shapes, seconds, least), start=0.0 * seconds)
+        return joules
+
+    def _parts_j(
+        self, shape: StepShape | Sequence[Floats], seconds: float | Floats, least: Callable[[Any, Any], Any]
+    ) -> tuple[Any, Any, Any, Any]:
+        """Return the fields of `StepEnergy`, of one iteration or of many."""
         decoding, context_tokens, prompts, prompt_tokens, attended_tokens, _ = shape
         tokens, sequences, pairs = decoding + prompt_tokens, decoding + prompts, context_tokens + attended_tokens
         base_j = self.base_w * seconds
@@ -92,12 +119,8 @@ class PowerModel:
         )
         tokens_j = sequences * self._token_j
         room_j = self.max_w * seconds - base_j
-        ratio = min(1.0, room_j / (memory_j + arithmetic_j + tokens_j))
-        return StepEnergy(base_j, ratio * memory_j, ratio * arithmetic_j, ratio * tokens_j)
-
-    def joules(self, shape: StepShape, seconds: float) -> float:
-        """Return the joules of an iteration."""
-        return self.energy(shape, seconds).joules
+        ratio = least(1.0, room_j / (memory_j + arithmetic_j + tokens_j))
+        return base_j, ratio * memory_j, ratio * arithmetic_j, ratio * tokens_j
 
 
 def power_model_for(manifest: EngineManifest) -> PowerModel | None:

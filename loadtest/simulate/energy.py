@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,9 @@ from engines.manifest import EngineManifest
 from engines.steptime import PowerModel, StepShape, power_model_for, why_no_power
 from loadtest.metrics import Summary
 
+_Floats = npt.NDArray[np.float64]
+_COLUMNS = 3 + len(StepShape._fields)
+
 
 @dataclass(slots=True)
 class EnergyMeter:
@@ -19,39 +23,45 @@ class EnergyMeter:
 
     Attributes:
         begin_s: When it starts; `begin_j` is its first reading.
-        ends_s: Ends of the iterations, or runs of them; `total_j` has the joules up to each.
     """
 
     model: PowerModel
     begin_s: float = 0.0
     begin_j: float = 0.0
-    ends_s: list[float] = field(default_factory=list)
-    total_j: list[float] = field(default_factory=list)
+    _noted: array[float] = field(default_factory=lambda: array("d"))  # of each run: begin, end, iterations, shape
 
     def note(self, iteration: Iteration, begin_s: float) -> None:
-        """Add an iteration, or a run of decode iterations, that began at a time.
-
-        In a run each sequence's context grows by one token a step: its mean shape stands for all of its steps.
-        """
-        end_s, repeats = iteration.ends_s[-1], iteration.repeats
-        mean = iteration.shape
-        if repeats > 1:
-            sequences, context_tokens, *others = mean
-            mean = StepShape(sequences, context_tokens + sequences * (repeats - 1) // 2, *others)
-        before_s, before_j = (self.ends_s[-1], self.total_j[-1]) if self.ends_s else (self.begin_s, self.begin_j)
-        idle_j = (begin_s - before_s) * self.model.base_w
-        self.ends_s.append(end_s)
-        self.total_j.append(before_j + idle_j + repeats * self.model.joules(mean, (end_s - begin_s) / repeats))
+        """Add an iteration, or a run of decode iterations, that began at a time."""
+        self._noted.extend((begin_s, iteration.ends_s[-1], iteration.repeats, *iteration.shape))
 
     @property
     def latest_j(self) -> float:
         """The latest reading."""
-        return self.total_j[-1] if self.total_j else self.begin_j
+        return float(self._readings()[1][-1])
 
-    def read(self, at_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    @property
+    def latest_s(self) -> float:
+        """When the latest iteration ended."""
+        return self._noted[1 - _COLUMNS] if self._noted else self.begin_s
+
+    def read(self, at_s: _Floats) -> _Floats:
         """Return the joules up to each of some times, like an energy counter."""
-        found: npt.NDArray[np.float64] = np.interp(at_s, [self.begin_s, *self.ends_s], [self.begin_j, *self.total_j])
+        found: _Floats = np.interp(at_s, *self._readings())
         return found
+
+    def _readings(self) -> tuple[_Floats, _Floats]:
+        """Return the ends of all iterations, or runs of them, and the joules up to each, after the first reading.
+
+        In a run each sequence's context grows by one token a step: its mean shape stands for all of its steps.
+        """
+        begins_s, ends_s, repeats, *shape = np.frombuffer(self._noted).reshape(-1, _COLUMNS).T
+        sequences, context_tokens, *others = shape
+        mean = (sequences, context_tokens + sequences * (repeats - 1) // 2, *others)
+        readings_s = np.concatenate([[self.begin_s], ends_s])
+        idle_j = (begins_s - readings_s[:-1]) * self.model.base_w
+        work_j = repeats * self.model.joules_of(mean, (ends_s - begins_s) / repeats, np.minimum)
+        total_j = np.cumsum(np.concatenate([[self.begin_j], np.stack([idle_j, work_j], axis=1).ravel()]))
+        return readings_s, total_j[::2]
 
 
 def with_power_range(summary: Summary, manifest: EngineManifest) -> Summary:

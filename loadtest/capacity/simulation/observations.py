@@ -109,7 +109,7 @@ class Observations:
     def _add_energy(self, meter: EnergyMeter) -> None:
         """Add a replica's energy of the latest window, up to its last iteration."""
         begin_s, end_s = self._windows[-1]
-        end_s = min(end_s, meter.ends_s[-1] if meter.ends_s else begin_s)
+        end_s = min(end_s, meter.latest_s)
         if end_s > begin_s:
             begin_j, end_j = meter.read(np.array([begin_s, end_s]))
             self._energy_j += float(end_j - begin_j)

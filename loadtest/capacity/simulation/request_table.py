@@ -92,6 +92,8 @@ def table_of(window: int, left_s: Floats, ended: Sequence[Ended]) -> RequestTabl
     for place, each in enumerate(ordered):
         if each.counts:
             tokens[place] = sum(each.counts)
+    deltas_s = left_s.copy()
+    deltas_s[1:] -= left_s[:-1]
     return RequestTable(
         np.full(len(ordered), window, dtype=np.int64),
         np.array([each.sent.turn.class_name or "" for each in ordered], dtype=np.str_),
@@ -100,7 +102,7 @@ def table_of(window: int, left_s: Floats, ended: Sequence[Ended]) -> RequestTabl
         last_s,
         tokens,
         is_ok,
-        np.diff(left_s, prepend=0.0),
+        deltas_s,
         row,
         first,
         last,

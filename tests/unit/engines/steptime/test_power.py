@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from engines.spec import PlacedModel, SpeculativeDecoding, gpu_named, model_named, power_prior
@@ -36,6 +37,18 @@ def test_no_iteration_exceeds_the_board_s_limit() -> None:
     energy = _model().energy(shape, seconds)
     assert energy.joules / seconds == pytest.approx(0.985 * 700)
     assert energy.arithmetic_j > energy.memory_j
+
+
+def test_many_iterations_at_once_have_each_one_s_joules() -> None:
+    """As arrays and one by one, the joules are the same to the last digit, at the board's limit too."""
+    rng = np.random.default_rng(0)
+    shapes = [StepShape(*row) for row in rng.integers(0, 2_000, (200, 6)).tolist()]
+    seconds = rng.uniform(1e-4, 0.3, 200)
+    one_by_one = [_model().joules(shape, each_s) for shape, each_s in zip(shapes, seconds.tolist(), strict=True)]
+    columns = [np.array(column, dtype=np.float64) for column in zip(*shapes, strict=True)]
+    assert _model().joules_of(columns, seconds, np.minimum).tolist() == one_by_one
+    at_limit = [joules / each_s > 0.984 * 700 for joules, each_s in zip(one_by_one, seconds.tolist(), strict=True)]
+    assert 20 < sum(at_limit) < 180
 
 
 def test_fp8_takes_less_energy_than_bf16_and_two_gpus_more_base_power() -> None:
