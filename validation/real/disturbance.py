@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from engines.files import Strict
+from engines.http_fetch import fetch
 from engines.machine import read_bandwidth
 from loadtest.results import read_records
 from validation.real.commands import ours
@@ -23,6 +23,7 @@ from validation.real.server_process import Server
 from validation.real.settings import Shape
 
 SHAPE, REQUESTS, USERS = Shape(96, 40), 16, 8
+PAGE_WITHIN_S, PAGE_BYTES = 10.0, 1 << 24
 _OF_SERVER = re.compile(r"^vllm:inter_token_latency_seconds_(sum|count)\{[^}]*\} (\S+)$", re.MULTILINE)
 
 
@@ -78,10 +79,10 @@ def measure_disturbance(server: Server, tokenizer: Path, out: Path, *, load_core
     flags += ("--tokenizer", str(tokenizer), "--isl", str(SHAPE.isl), "--osl", str(SHAPE.osl), "--force")
     one = out / "one-user"
     ours("run-load", *flags, "--concurrency", 1, "--requests", REQUESTS, "--out", one, core=load_core)
-    first = _server_itl(server)
+    first = server_itl(server.url)
     full = out / "full"
     ran = ours("run-load", *flags, "--concurrency", USERS, "--requests", 6 * USERS, "--out", full, core=load_core)
-    last = _server_itl(server)
+    last = server_itl(server.url)
     return Disturbance(
         other_processes_ratio=before.others_ratio,
         bandwidth_alone_bytes_per_s=before.alone_bytes_per_s,
@@ -173,8 +174,12 @@ def _gaps_s(run: Path, *, every: bool = False) -> list[float]:
     return [float(gap) for record in chosen for gap in np.diff(record.token_times_s)]
 
 
-def _server_itl(server: Server) -> tuple[float, float]:
-    """Return the server's own sum and count of gaps."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as reply:
-        found = dict(_OF_SERVER.findall(reply.read().decode()))
+def server_itl(url: str, *, within_s: float = PAGE_WITHIN_S) -> tuple[float, float]:
+    """Return the server's own sum, in seconds, and count of gaps.
+
+    Raises:
+        FetchError: Its metrics page did not arrive whole in time.
+    """
+    page = fetch(f"{url}/metrics", limit_s=within_s, limit_bytes=PAGE_BYTES)
+    found = dict(_OF_SERVER.findall(page.body.decode()))
     return float(found["sum"]), float(found["count"])
