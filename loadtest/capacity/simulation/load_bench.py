@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from engines.files import sha256_of
 from engines.manifest import EngineManifest
 from engines.planning import Outlook, Workload, engine_of, outlook
-from engines.steptime import StepCost, power_model_for
+from engines.steptime import PowerModel, StepCost, power_model_for
 from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.simulation.length_profile import LengthProfile
@@ -35,6 +35,7 @@ RELIEF_WINDOWS = 2
 GLIMPSE = 0.25  # of a window: ranks the objectives of a load whose figures nobody reads
 # Of a window: where nothing is missed, its verdict is clear (z^2 / 50 exceedances * 4 windows = 0.53, and some room).
 SURE = 0.6
+KEPT_WINDOWS = 24  # of small loads: the search of each candidate simulates one that its sweep needs again
 SMALL_USE = 0.1  # of the closed form's capacity of a full batch: hardly a request waits for another
 
 
@@ -97,6 +98,23 @@ class _Load:
     result: dict[float, RateResult] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A window of a load on a bench; benches of one key simulate it alike."""
+
+    key: str
+    rate_per_s: float
+    slowdown: Slowdown
+    number: int
+    bench: LoadBench = field(compare=False)
+
+
+@lru_cache(maxsize=KEPT_WINDOWS)
+def _metered(window: _Window) -> Observations:
+    """Return the observations of one window, with its energy: what is searched is swept later."""
+    return window.bench.simulate(window, Observations(), is_metered=True)
+
+
 class LoadBench:
     """Loads of one replica.
 
@@ -108,9 +126,13 @@ class LoadBench:
 
     def __init__(self, task: Task, *, is_metered: bool = False) -> None:
         self.task = task
-        self._power = power_model_for(task.manifest) if is_metered else None
+        self.is_metered = is_metered
         self.objectives: Mapping[str, Objectives] = task.demand.all_objectives
         self._loads: dict[tuple[float, Slowdown], _Load] = {}
+
+    @cached_property
+    def _power(self) -> PowerModel | None:
+        return power_model_for(self.task.manifest)
 
     @cached_property
     def steady(self) -> Outlook:
@@ -187,12 +209,28 @@ class LoadBench:
                 known = load.observations.confidence(self.objectives, z=CLEAR_Z, stretch=stretch)
                 if known.met is not None:
                     break
-            sample = self.sample(base, load.observations.windows, slower=slow.step)
-            simulate(self.task.manifest, [sample], slowdown=slow, into=load.observations, power=self._power)
+            window = _Window(self._key, base, slow, load.observations.windows, self)
+            if self.is_small(rate_per_s, slowdown):
+                load.observations.join(_metered(window))
+            else:
+                self.simulate(window, load.observations, is_metered=self.is_metered)
             load.result.clear()
         if stretch not in load.result:
-            load.result[stretch] = load.observations.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
+            found = load.observations.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
+            load.result[stretch] = found if self.is_metered else found._replace(power_w=None)
         return load.result[stretch]
+
+    @cached_property
+    def _key(self) -> str:
+        """Everything that a window depends on beside its load."""
+        task = Task(self.task.name, self.task.manifest, self.task.demand, self.task.folder, self.task.shape)
+        return task.key
+
+    def simulate(self, window: _Window, into: Observations, *, is_metered: bool) -> Observations:
+        """Add a window of a load to observations, and return them."""
+        sample = self.sample(window.rate_per_s, window.number, slower=window.slowdown.step)
+        power = self._power if is_metered else None
+        return simulate(self.task.manifest, [sample], slowdown=window.slowdown, into=into, power=power)
 
     def glimpse(self, rate_per_s: float, slowdown: Slowdown) -> RateResult:
         """Simulate a load briefly: its objectives are ranked, but one near its limit is not decided."""

@@ -16,8 +16,8 @@ from loadtest.capacity.inputs.demand import Availability, Demand
 from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.simulation.fleet_checks import SizeTask, smallest_fleet
 from loadtest.capacity.simulation.length_profile import shape_of
-from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task
-from loadtest.capacity.simulation.max_rate import ReplicaCapacity, max_rate_of, relieved
+from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task, _metered
+from loadtest.capacity.simulation.max_rate import ReplicaCapacity, max_rate_of, relieved, sweep_rates
 from loadtest.capacity.simulation.replica import NONE, Slowdown, evened
 from tests.unit.loadtest.capacity.made import HERE, demand, engine, window
 
@@ -121,6 +121,24 @@ def test_a_small_load_is_decided_as_by_whole_windows(limit_s: float, is_carried:
     assert (whole.rate_per_s == 0.5) is is_carried
     assert brief.rate_per_s == whole.rate_per_s
     assert (LoadBench(task).clearly_met(0.5, NONE) is not None) is is_clear
+
+
+def test_a_window_that_the_search_simulated_is_swept_without_simulating_it_again() -> None:
+    """The sweep of a small load takes it from the search, with the power that the search does not state."""
+    asked, manifest = demand(), engine(**{"limits.max_batch_size": 32, "limits.max_num_tokens": 2048})
+    task = task_of(asked, manifest, is_brief=False)._replace(enough_per_s=1.0)
+    _metered.cache_clear()
+    (alone,) = sweep_rates(task, (1.0,))
+    _metered.cache_clear()
+    tried = max_rate_of(task).tried[-1]
+    (after,) = sweep_rates(task, (1.0,))
+    assert _metered.cache_info().hits == 1
+    assert after == alone
+    assert after.rate_per_s == tried.rate_per_s == 1.0
+    assert after.power_w is not None
+    assert tried.power_w is None
+    sweep_rates(task._replace(demand=demand(seed=2)), (1.0,))
+    assert _metered.cache_info().hits == 1
 
 
 def test_an_idle_engine_within_the_limit_carries_something() -> None:
