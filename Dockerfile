@@ -10,7 +10,7 @@ ARG TRITON_TAG=26.06-trtllm-python-py3
 FROM python:3.12-slim AS wheel
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY engines engines
 COPY triton_repo triton_repo
 COPY loadtest loadtest

@@ -25,7 +25,7 @@ help:  ## Say what can be made
 
 setup: $(STAMP) $(TOKENIZER)/tokenizer.json $(KERNELS)/made-of.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py loadtest/client/_receiver.c
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	@echo "setup: installing packages into .venv (a few minutes the first time)" >&2

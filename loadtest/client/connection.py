@@ -1,8 +1,8 @@
 """Sockets on gevent's loop: bytes are timestamped on arrival; the user's greenlet wakes once, at the end of the reply.
 
-Between two tokens there is no greenlet switch and no parsing: the loop's callback receives bytes, records the time, and
-asks the session whether the reply may have ended. If the kernel timestamps arrivals, its timestamp is used, so that a
-busy client does not add to the server's latency; the reading delay is recorded as well.
+Between two tokens there is no greenlet switch and no parsing: the loop's callback is a receiver, which keeps the bytes
+and when it read them until the reply may have ended. If the kernel timestamps arrivals, its timestamp is used, so that
+a busy client does not add to the server's latency; the reading delay is recorded as well.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,13 +24,13 @@ from gevent.monkey import get_original
 from loadtest.client.endpoint import Endpoint, tls_context
 from loadtest.client.http1 import EVENT_STREAM, HttpSession, ProtocolError, request_head
 from loadtest.client.http2 import GrpcSession, call_headers
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_message, without_prompt
-from loadtest.client.timestamps import ANCILLARY_BYTES, Readings, ask_for_stamps, stamp_of
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_messages, without_prompt
+from loadtest.client.receiver import RECEIVE_BYTES, Pieces, PythonReceiver, Receiver
+from loadtest.client.timestamps import Readings, ask_for_stamps
 from loadtest.client.tls import TlsStream
 
 __all__ = ["Connection", "Readings", "ServerConnections", "UnreachableError"]
 
-RECEIVE_BYTES = 65_536
 READ, WRITE = 1, 2  # libev's
 
 
@@ -46,19 +45,29 @@ class ServerConnections:
     Attributes:
         silence_s: A reply fails after this many seconds without a byte.
         reply_s: A reply fails if it has not ended this many seconds after its request.
-        clock: Seconds since the start of the run, monotonic.
+        began_s: Start of the run, which times are counted from, on the monotonic clock.
         stamps: Whether to ask the kernel for arrival times.
+        receiver: What receives a socket's bytes.
     """
 
     endpoint: Endpoint
     protocol: Protocol
     silence_s: float
     reply_s: float
-    clock: Callable[[], float]
+    began_s: float
     stamps: bool = True
+    receiver: type[PythonReceiver] = Receiver
     readings: Readings = field(default_factory=Readings)
     _addresses: list[Any] = field(default_factory=list)
     _context: ssl.SSLContext | None = None
+
+    def now_s(self) -> float:
+        """Return seconds since the start of the run."""
+        return time.monotonic() - self.began_s
+
+    def arrivals_s(self, pieces: Pieces, previous_s: float) -> list[float]:
+        """Return when pieces of a reply arrived, in seconds since the start of the run; see `Readings.arrivals_s`."""
+        return self.readings.arrivals_s(pieces, previous_s, began_s=self.began_s)
 
     def addresses(self) -> list[Any]:
         """Return the addresses of the host's name; resolved once, and again after a failure to connect.
@@ -89,9 +98,9 @@ class ServerConnections:
         """Return the protocol session of a new connection."""
         protocol, endpoint = self.protocol, self.endpoint
         if protocol.grpc:
-            return GrpcSession(call_headers(protocol.path, endpoint.authority, tls=endpoint.tls))
+            return GrpcSession(call_headers(protocol.path, endpoint.authority, tls=endpoint.tls), self.arrivals_s)
         headers = {"Content-Type": "application/json", "Accept": EVENT_STREAM, **protocol.headers()}
-        return HttpSession(request_head(f"POST {protocol.path}", endpoint.authority, headers))
+        return HttpSession(request_head(f"POST {protocol.path}", endpoint.authority, headers), self.arrivals_s)
 
 
 class Connection:
@@ -109,10 +118,13 @@ class Connection:
         """
         connections = self._connections
         payload = connections.protocol.body(spec)
-        reply.sent_s = connections.clock()
+        reply.sent_s = connections.now_s()
         try:
             sock, session = self._open(reply.sent_s)
-            request = session.begin(payload, lambda message, at: read_message(connections.protocol, message, at, reply))
+            protocol = connections.protocol
+            request = session.begin(
+                payload, lambda messages, times_s: read_messages(protocol, messages, times_s, reply), reply.sent_s
+            )
             sock.exchange(request, reply.sent_s)
             connections.protocol.settle(reply)
             reply.whole = True
@@ -121,7 +133,7 @@ class Connection:
             text = without_prompt(_failure_text(failure), spec.prompt.text)
             reply.reason = connections.protocol.without_secrets(text)
         finally:
-            reply.done_s = self._socket.last_s if reply.whole and self._socket is not None else connections.clock()
+            reply.done_s = self._session.arrived_s if reply.whole and self._session is not None else connections.now_s()
             if not reply.whole or self._session is None or not self._session.reusable:
                 self.close()
 
@@ -155,13 +167,14 @@ class _Socket:
         self._session = session
         self._socket: Any = None
         self._reader: Any = None
+        self._receiver: PythonReceiver | None = None
         self._writer: Any = None
         self._tls: TlsStream | None = None
         self._unsent = b""
         self._woken = Event()
         self._failure: Exception | None = None
         self._waits = False
-        self.last_s = 0.0
+        self._sent_s = 0.0  # on the monotonic clock
 
     @property
     def is_open(self) -> bool:
@@ -199,7 +212,8 @@ class _Socket:
         if context is not None:
             self._shake_hands(context, until_s)
         self._reader = gevent.get_hub().loop.io(self._socket.fileno(), READ)
-        self._reader.start(self._on_readable)
+        self._receiver = self._connections.receiver(self._socket, self._look)
+        self._reader.start(self._receiver)
 
     def _shake_hands(self, context: ssl.SSLContext, until_s: float) -> None:
         self._tls = TlsStream(context, self._connections.endpoint.host)
@@ -217,7 +231,7 @@ class _Socket:
         watcher = gevent.get_hub().loop.io(self._socket.fileno(), events)
         silent = TimeoutError(f"no connection to {self._connections.endpoint.authority}")
         try:
-            with gevent.Timeout(max(until_s - self._connections.clock(), 0.001), silent):
+            with gevent.Timeout(max(until_s - self._connections.now_s(), 0.001), silent):
                 gevent.get_hub().wait(watcher)
         finally:
             watcher.stop()
@@ -232,55 +246,71 @@ class _Socket:
         """
         self._woken.clear()
         self._failure, self._waits = None, True
-        self.last_s = sent_s
+        self._sent_s = time.monotonic()
         try:
             self._send(request)
             self._await_end(sent_s + self._connections.reply_s)
         finally:
             with contextlib.suppress(ProtocolError):
-                self._session.settle()  # what arrived before the error
+                self._settle()  # what arrived before the error
 
     def _await_end(self, ends_s: float) -> None:
         connections = self._connections
-        while not self._woken.wait(max(min(self.last_s + connections.silence_s, ends_s) - connections.clock(), 0.001)):
-            now_s = connections.clock()
-            if now_s >= min(self.last_s + connections.silence_s, ends_s):
-                self._session.settle()  # may contain the reason
+        while not self._woken.wait(max(self._gives_up_s(ends_s) - connections.now_s(), 0.001)):
+            now_s = connections.now_s()
+            if now_s >= self._gives_up_s(ends_s):
+                self._settle()  # may contain the reason
                 if now_s >= ends_s:
                     raise TimeoutError(f"no end of the reply within {connections.reply_s:g} s")
                 raise TimeoutError(f"nothing for {connections.silence_s:g} s")
         if self._failure is not None:
             raise self._failure
 
-    def _on_readable(self) -> None:
-        """Receive bytes; runs in the loop, for every token."""
-        try:
-            data, ancillary, _, _ = self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
-            connections = self._connections
-            now_s, real_s = connections.clock(), time.time()
-            self.last_s = arrived_s = connections.readings.arrival_s(now_s, real_s, stamp_of(ancillary), self.last_s)
-            self._take(data if self._tls is None else self._decrypted(data), arrived_s)
-        except (BlockingIOError, InterruptedError):
+    def _gives_up_s(self, ends_s: float) -> float:
+        """Return when to give up if no more bytes come; at the latest at `ends_s`."""
+        read_s = 0.0 if self._receiver is None else self._receiver.read_s
+        return min(max(read_s, self._sent_s) - self._connections.began_s + self._connections.silence_s, ends_s)
+
+    def _look(self) -> None:
+        """Let the session take what was received; runs in the loop."""
+        receiver, session = self._receiver, self._session
+        if receiver is None:
             return
+        try:
+            self._take(receiver)
+            receiver.quiet = session.quiet and self._tls is None  # records may not end where chunks do
+            if session.outgoing:
+                outgoing, session.outgoing = session.outgoing, b""
+                self._send(outgoing)
         except (OSError, ProtocolError) as failure:
             self._end(failure)
 
-    def _take(self, data: bytes | None, arrived_s: float) -> None:
-        if data == b"":
+    def _take(self, receiver: PythonReceiver) -> None:
+        """Take what was received, and the end of the connection."""
+        if receiver.error:
+            raise OSError(receiver.error, os.strerror(receiver.error))
+        pieces = Pieces(*receiver.drain())
+        is_closed = receiver.closed
+        if self._tls is not None and pieces.data:
+            plain = self._decrypted(pieces.data, self._tls)
+            is_closed = is_closed or plain == b""
+            pieces = Pieces.of(plain or b"", pieces.read_s[-1], pieces.delays_s[-1])
+        if pieces.data and self._session.take(pieces) and self._waits:
+            self._end(None)
+        elif is_closed:
             self._session.close()
             self._end(None)
             self.close()
-        elif data and self._session.take(data, arrived_s) and self._waits:
-            self._end(None)
-        if self._session.outgoing:
-            outgoing, self._session.outgoing = self._session.outgoing, b""
-            self._send(outgoing)
 
-    def _decrypted(self, data: bytes) -> bytes | None:
-        if self._tls is None or not data:
-            return data
-        plain = self._tls.read(data)
-        self._unsent += self._tls.outgoing()  # such as the reply to a TLS key update
+    def _settle(self) -> None:
+        """Parse what was received of an unfinished reply."""
+        if self._receiver is not None:
+            self._session.take(Pieces(*self._receiver.drain()))
+        self._session.settle()
+
+    def _decrypted(self, data: bytes, tls: TlsStream) -> bytes | None:
+        plain = tls.read(data)
+        self._unsent += tls.outgoing()  # such as the reply to a TLS key update
         self._flush()
         return plain
 
@@ -326,7 +356,7 @@ class _Socket:
             if watcher is not None:
                 watcher.stop()
                 watcher.close()
-        self._reader = self._writer = None
+        self._reader = self._receiver = self._writer = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None

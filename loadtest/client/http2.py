@@ -16,7 +16,16 @@ from urllib.parse import unquote
 
 import hpack
 
-from loadtest.client.http1 import BLOCK_BYTES, HEAD_LIMIT_BYTES, CutError, ProtocolError, Sink, StoredReply
+from loadtest.client.http1 import (
+    HEAD_LIMIT_BYTES,
+    CutError,
+    Dating,
+    ProtocolError,
+    Session,
+    Sink,
+    read_on_arrival,
+)
+from loadtest.client.receiver import BLOCK_BYTES, Pieces, PieceStore
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
@@ -51,25 +60,27 @@ def call_headers(path: str, authority: str, *, tls: bool) -> list[tuple[str, str
     return [*pseudo, ("te", "trailers"), ("content-type", "application/grpc")]
 
 
-class GrpcSession(StoredReply):
+class GrpcSession(Session):
     """One connection: a request message, the complete stream of its replies, the next request.
 
     Args:
         headers: Headers of every call, pseudo headers first.
+        dating: As of `Session`.
 
     Attributes:
         reusable: Whether the connection can carry another call.
         outgoing: Bytes to send: answers to the server's frames, and request data that its windows now allow.
     """
 
-    def __init__(self, headers: list[tuple[str, str]]) -> None:
-        super().__init__()
+    def __init__(self, headers: list[tuple[str, str]], dating: Dating = read_on_arrival) -> None:
+        super().__init__(dating)
         self._headers = headers
         self._encoder, self._decoder = hpack.Encoder(), hpack.Decoder()
         self._stream = -1
         self._frame_limit, self._first_window = OWN_FRAME_LIMIT, DEFAULT_WINDOW
         self._connection_window = DEFAULT_WINDOW
         self._rest = b""
+        self._payloads = PieceStore()
         self._used_bytes = 0
         self._block: bytes | None = None
         self.outgoing = b""
@@ -85,12 +96,12 @@ class GrpcSession(StoredReply):
             WINDOW_UPDATE: self._on_window,
         }
 
-    def begin(self, payload: bytes, sink: Sink) -> bytes:
+    def begin(self, payload: bytes, sink: Sink, sent_s: float = 0.0) -> bytes:
         """Return the first bytes of a call with one request message; the rest follows in `outgoing`."""
         opening = b"" if self._stream > 0 else self._opening()
         self._stream += 2
-        self._sink = sink
-        self._clear()
+        self._clear(sink, sent_s)
+        self._payloads.drain()
         self._message = b""
         self._trailers: dict[str, str] = {}
         self._status = ""
@@ -109,13 +120,23 @@ class GrpcSession(StoredReply):
         wider = _WORD.pack(WIDEST_WINDOW - DEFAULT_WINDOW)
         return PREFACE + frame(SETTINGS, 0, 0, settings) + frame(WINDOW_UPDATE, 0, 0, wider)
 
-    def take(self, data: bytes, arrived_s: float) -> bool:
-        """Take bytes as they arrive; return whether the call has ended.
+    def take(self, pieces: Pieces) -> bool:
+        """Take bytes that were read; return whether the call has ended.
 
         Raises:
             ProtocolError: The call failed, or the server violated the protocol.
         """
-        was_idle = self.ended
+        was_idle, begin = self.ended, 0
+        for end, read_s, delay_s in zip(pieces.ends, pieces.read_s, pieces.delays_s, strict=True):
+            self._take_frames(pieces.data[begin:end], read_s, delay_s)
+            begin = end
+            if not was_idle and self.ended:
+                self._payloads.add(b"", read_s, delay_s)  # dates the end, which may come without data
+        if not was_idle and (self.ended or self._payloads.size > BLOCK_BYTES):
+            self.settle()
+        return self.ended
+
+    def _take_frames(self, data: bytes, read_s: float, delay_s: float) -> None:
         if self._rest:
             data = self._rest + data
         place, size = 0, len(data)
@@ -131,17 +152,14 @@ class GrpcSession(StoredReply):
             payload = data[place + FRAME_HEAD_BYTES : end]
             place = end
             if kind == DATA:
-                self._on_data(flags, stream, payload, arrived_s)
+                self._on_data(flags, stream, payload, read_s, delay_s)
             elif kind in self._handlers:
                 self._handlers[kind](flags, stream, payload)
         self._rest = data[place:]
-        if not was_idle and (self.ended or self._stored_bytes > BLOCK_BYTES):
-            self.settle()
-        return self.ended
 
     def settle(self) -> None:
         """Extract the messages from the stored bytes. Raises as `take` does."""
-        self._parse_stored(self._cut)
+        self._parse(self._payloads.drain(), self._cut)
         if self.ended:
             self._raise_if_failed()
 
@@ -155,7 +173,7 @@ class GrpcSession(StoredReply):
         if not self.ended:
             raise CutError("the server closed the connection before the end of the reply")
 
-    def _cut(self, data: bytes, arrived_s: float) -> None:
+    def _cut(self, data: bytes) -> None:
         data = self._message + data if self._message else data
         place = 0
         while len(data) - place >= MESSAGE_HEAD_BYTES:
@@ -167,7 +185,7 @@ class GrpcSession(StoredReply):
             end = place + MESSAGE_HEAD_BYTES + length
             if end > len(data):
                 break
-            self._sink(data[place + MESSAGE_HEAD_BYTES : end], arrived_s)
+            self._found(data[place + MESSAGE_HEAD_BYTES : end])
             place = end
         self._message = data[place:]
 
@@ -183,7 +201,7 @@ class GrpcSession(StoredReply):
         name = STATUS_NAMES[int(code)] if code.isdecimal() and int(code) < len(STATUS_NAMES) else f"status {code}"
         raise ProtocolError(f"{name}: {text}", rejected=name == "RESOURCE_EXHAUSTED")
 
-    def _on_data(self, flags: int, stream: int, payload: bytes, arrived_s: float) -> None:
+    def _on_data(self, flags: int, stream: int, payload: bytes, read_s: float, delay_s: float) -> None:
         self._used_bytes += len(payload)
         if self._used_bytes > REFILL_BYTES:
             self.outgoing += frame(WINDOW_UPDATE, 0, 0, _WORD.pack(self._used_bytes))
@@ -192,7 +210,7 @@ class GrpcSession(StoredReply):
             return
         if flags & PADDED:
             payload = _unpadded(payload)
-        self._store(payload, arrived_s)
+        self._payloads.add(payload, read_s, delay_s)
         if flags & END_STREAM:
             self.ended = True
 

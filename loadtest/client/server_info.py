@@ -16,6 +16,7 @@ from loadtest.client.http1 import CutError, ProtocolError, error_text
 from loadtest.client.http2 import GrpcSession, call_headers
 from loadtest.client.protocols import counts_are_exact
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
+from loadtest.client.receiver import Pieces
 from loadtest.results import ServerFacts
 
 ANSWER_WITHIN_S = 5.0
@@ -217,12 +218,12 @@ def call(endpoint: Endpoint, method: str, request: bytes, *, limit_s: float = AN
     deadline, buffer = Deadline(limit_s), bytearray(65_536)
     try:
         with _connected(endpoint, deadline) as connection:
-            connection.sendall(session.begin(request, lambda message, _: messages.append(message)))
+            connection.sendall(session.begin(request, lambda found, _: messages.extend(found)))
             while not session.ended:
                 count = received(connection, buffer, deadline)
                 if not count:
                     session.close()
-                session.take(bytes(buffer[:count]), 0.0)
+                session.take(Pieces.of(bytes(buffer[:count]), 0.0))
                 connection.sendall(session.outgoing)
                 session.outgoing = b""
     except CutError as error:

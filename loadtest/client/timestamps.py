@@ -1,19 +1,18 @@
-"""Arrival times of bytes, from the kernel's timestamps if available, and the delay until they were read."""
+"""Arrival times of bytes: from the kernel's timestamps if available, with the delay until the bytes were read."""
 
 from __future__ import annotations
 
 import socket
-import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+from loadtest.client.receiver import UNSTAMPED, Pieces
+
 TIMESTAMPS = getattr(socket, "SO_TIMESTAMPNS", 35)  # Linux: nanoseconds of CLOCK_REALTIME with every receive
-ANCILLARY_BYTES = 64
 MAX_LATE_S = 5.0
 SLACK_S = 0.001  # bytes may arrive between a receive and reading the clock after it
 BIN_S = 1e-4
 BINS = 20_000
-_STAMP = struct.Struct("qq")
 
 
 def ask_for_stamps(connection: Any) -> None:
@@ -22,14 +21,6 @@ def ask_for_stamps(connection: Any) -> None:
         connection.setsockopt(socket.SOL_SOCKET, TIMESTAMPS, 1)
     except OSError:
         return
-
-
-def stamp_of(ancillary: list[tuple[int, int, bytes]]) -> float | None:
-    """Return the kernel's timestamp in ancillary data, in seconds of its wall clock; None if there is none."""
-    if not ancillary:
-        return None
-    seconds, nanoseconds = _STAMP.unpack_from(ancillary[0][2])
-    return float(seconds + nanoseconds * 1e-9)
 
 
 @dataclass(slots=True)
@@ -47,35 +38,33 @@ class Readings:
     refused: int = 0
     _late: list[int] = field(default_factory=lambda: [0] * BINS)
 
-    def arrival_s(self, now_s: float, real_s: float, stamp_s: float | None, previous_s: float) -> float:
-        """Return when bytes arrived, on the clock of `now_s`.
+    def arrivals_s(self, pieces: Pieces, previous_s: float, *, began_s: float) -> list[float]:
+        """Return when pieces of a reply arrived, on the monotonic clock, counted from `began_s`.
 
-        A timestamp is from another clock, which may be set at any moment. Only the difference between that clock's
-        current value and the timestamp is used, and only if it puts the arrival between the previous one and now.
+        A timestamp is from another clock, which may be set at any moment. Only its delay is used, and only if it puts
+        the arrival between the previous one and the reading.
 
         Args:
-            now_s: When the bytes were read.
-            real_s: The kernel's clock at that moment.
-            stamp_s: The kernel's timestamp; None if there is none.
-            previous_s: When the previous bytes arrived or the request was sent, on the clock of `now_s`.
+            pieces: In order.
+            previous_s: When the bytes before them arrived or the request was sent, counted from `began_s`.
         """
-        if stamp_s is None:
-            self.unstamped += 1
-            return now_s
-        late_s = real_s - stamp_s
-        arrived_s = now_s - late_s
-        # comparisons instead of min() and max(): this runs for every token
-        if late_s < -SLACK_S or late_s > MAX_LATE_S or arrived_s < previous_s - SLACK_S:
-            self.refused += 1
-            self.unstamped += 1
-            return now_s
-        self.stamped += 1
-        if late_s <= 0.0:
-            self._late[0] += 1
-            return now_s
-        place = int(late_s / BIN_S)
-        self._late[place if place < BINS else BINS - 1] += 1
-        return arrived_s if arrived_s > previous_s else previous_s
+        arrivals_s = []
+        for read_s, late_s in zip(pieces.read_s, pieces.delays_s, strict=True):
+            arrived_s = read_s - began_s
+            if late_s == UNSTAMPED:  # no calls, and no min() or max(): this runs for every token
+                self.unstamped += 1
+            elif late_s < -SLACK_S or late_s > MAX_LATE_S or arrived_s - late_s < previous_s - SLACK_S:
+                self.refused += 1
+                self.unstamped += 1
+            else:
+                self.stamped += 1
+                place = int(late_s / BIN_S) if late_s > 0.0 else 0
+                self._late[place if place < BINS else BINS - 1] += 1
+                if late_s > 0.0:
+                    arrived_s = arrived_s - late_s if arrived_s - late_s > previous_s else previous_s
+            arrivals_s.append(arrived_s)
+            previous_s = arrived_s
+        return arrivals_s
 
     def late_p99_s(self) -> float:
         """Return the 99th percentile of the reading delay of timestamped bytes; 0 without timestamps."""

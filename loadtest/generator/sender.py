@@ -76,7 +76,7 @@ class SenderState:
             protocol_for(plan.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body),
             silence_s=scenario.request_timeout_s,
             reply_s=scenario.reply_timeout_s,
-            clock=self.now_s,
+            began_s=self.began_monotonic_s,
         )
         self._away: tuple[float, str] | None = None
         self._away_s = self._asked_s = 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.client.protocols.base import Reply, RequestSpec, read_message
+from loadtest.client.protocols.base import Reply, RequestSpec, read_messages
 from loadtest.traffic.prompts import Prompt
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +113,6 @@ def test_the_protocol_of_the_how_to_reads_a_reply(tmp_path: Path) -> None:
     body = json.loads(protocol.body(RequestSpec("1", Prompt(tokens=1, ids=(7,), text="hi"), 5)))
     assert (protocol.path, body["inputs"], body["parameters"]) == ("/b/generate", "hi", {"max_new_tokens": 5})
     reply = Reply()
-    for arrived_s, text in ((1.0, " a"), (2.0, ""), (3.0, " b")):
-        read_message(protocol, json.dumps({"token": {"text": text}}).encode(), arrived_s, reply)
+    messages = [json.dumps({"token": {"text": text}}).encode() for text in (" a", "", " b")]
+    read_messages(protocol, messages, (1.0, 2.0, 3.0), reply)
     assert list(reply.times_s) == [1.0, 3.0]

@@ -32,6 +32,7 @@ from loadtest.client.connection import Connection, UnreachableError
 from loadtest.client.endpoint import Endpoint, ProtocolName
 from loadtest.client.protocols import protocol_for
 from loadtest.client.protocols.base import Reply, RequestSpec
+from loadtest.client.receiver import PythonReceiver, Receiver
 from loadtest.traffic.prompts import Prompt
 
 DIALECTS: tuple[ProtocolName, ...] = ("openai-chat", "openai-completions", "triton-http")
@@ -141,10 +142,18 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("protocol", DIALECTS)
+@pytest.mark.parametrize(
+    ("protocol", "receiver"), [*((each, Receiver) for each in DIALECTS), ("openai-chat", PythonReceiver)]
+)
 @pytest.mark.parametrize(("fault", "outcome", "text", "tokens"), FAULTS)
 def test_every_fault_has_its_outcome(
-    start: Start, protocol: ProtocolName, fault: str, outcome: str, text: str | None, tokens: int | None
+    start: Start,
+    protocol: ProtocolName,
+    receiver: type[PythonReceiver],
+    fault: str,
+    outcome: str,
+    text: str | None,
+    tokens: int | None,
 ) -> None:
     """However a reply fails, it ends in time, says how, and keeps the tokens that came; the next request is served."""
     server = start(first_ms=5, gap_ms=2)
@@ -152,7 +161,7 @@ def test_every_fault_has_its_outcome(
         "silence_s": 0.5,
         "reply_s": 1.0 if text == NO_END else 10.0,
     }  # a busy machine may take half a second to begin
-    connection = Connection(door_to(server.port, protocol, fault, **limits))
+    connection = Connection(door_to(server.port, protocol, fault, receiver=receiver, **limits))
     for _ in range(2):
         answer, asked = ask(connection)
         said, reason = answer.outcome(asked)

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from loadtest.client.connection import Connection, ServerConnections
 from loadtest.client.endpoint import Endpoint, ProtocolName
@@ -30,14 +31,12 @@ class Timetable:
 Start = Callable[..., Timetable]
 
 
-def door_to(port: int, protocol: ProtocolName, model: str = "timetable", **more: float | bool) -> ServerConnections:
+def door_to(port: int, protocol: ProtocolName, model: str = "timetable", **more: Any) -> ServerConnections:
     """Return a door to a server on this machine."""
     endpoint = Endpoint(host="127.0.0.1", port=port, protocol=protocol)
-    began = time.monotonic()
+    began_s = time.monotonic()
     limits = {"silence_s": 5.0, "reply_s": 20.0, **more}
-    return ServerConnections(
-        endpoint, protocol_for(endpoint, model, environment={}), clock=lambda: time.monotonic() - began, **limits
-    )
+    return ServerConnections(endpoint, protocol_for(endpoint, model, environment={}), began_s=began_s, **limits)
 
 
 def ask(connection: Connection, tokens: int = 16) -> tuple[Reply, RequestSpec]:

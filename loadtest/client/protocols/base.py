@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -14,11 +14,13 @@ from pydantic_core import from_json
 
 from engines.files import MAX_TOKENS
 from loadtest.client.http1 import CutError, ProtocolError
+from loadtest.client.protocols.shape import Shape
 from loadtest.results import Outcome
 from loadtest.traffic import Prompt
 
 QUOTED_CHARACTERS = 12  # minimum length of a passage of the prompt that is removed from an error text
 HIDDEN = "[...]"
+SHAPES_TRIED = 4  # events of a block from which a shape is taken: the first may have a role and no text
 
 
 @dataclass(slots=True)
@@ -185,6 +187,14 @@ class Protocol(ABC):
             KeyError, TypeError, AttributeError, ValueError, IndexError: It is malformed.
         """
 
+    def shape_of(self, message: bytes) -> Shape | None:
+        """Return the shape of a message that was taken, if others that differ in their text alone need not be parsed.
+
+        Such a message must add one token with the text's characters, and nothing else that this one has not.
+        """
+        del message
+        return None
+
     def settle(self, reply: Reply) -> None:
         """Complete a finished reply.
 
@@ -210,17 +220,31 @@ def merged_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
 
 
-def read_message(protocol: Protocol, message: bytes, arrived_s: float, reply: Reply) -> None:
-    """Let a protocol process a message.
+def read_messages(protocol: Protocol, messages: Sequence[bytes], times_s: Sequence[float], reply: Reply) -> None:
+    """Let a protocol process messages, each with its arrival time.
+
+    A message that differs from an earlier one in its text alone is not parsed: see `Shape`.
 
     Raises:
-        ProtocolError: It is an error, or is malformed.
+        ProtocolError: One is an error, or is malformed; those before it count.
     """
-    try:
-        protocol.take(message, arrived_s, reply)
-    except _SHAPE_ERRORS as error:
-        # its text stays out of the record: it may be private
-        raise ProtocolError(f"a malformed message of {len(message)} bytes: {type(error).__name__}") from error
+    shape: Shape | None = None
+    left = SHAPES_TRIED
+    for message, arrived_s in zip(messages, times_s, strict=True):
+        if shape is not None and (text := shape.text_in(message)):
+            reply.times_s.append(arrived_s)
+            reply.sizes.append(len(text))
+            if reply.content is not None:
+                reply.content.append(text if shape.is_kept else "")
+            continue
+        try:
+            protocol.take(message, arrived_s, reply)
+        except _SHAPE_ERRORS as error:
+            # its text stays out of the record: it may be private
+            raise ProtocolError(f"a malformed message of {len(message)} bytes: {type(error).__name__}") from error
+        if left:
+            left -= 1
+            shape = protocol.shape_of(message) or shape
 
 
 def json_of(message: bytes) -> Any:

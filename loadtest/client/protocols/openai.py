@@ -11,8 +11,10 @@ from typing import Any
 from engines.http_fetch import bearer
 from loadtest.client.http1 import CutError, ProtocolError, error_text
 from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, json_of, merged_over, stated_count
+from loadtest.client.protocols.shape import Shape
 
 DONE = b"[DONE]"
+_TEXTS = ("content", "reasoning_content", "reasoning")
 
 
 class OpenAi(Protocol):
@@ -43,6 +45,10 @@ class OpenAi(Protocol):
     @abstractmethod
     def text_in(self, choice: dict[str, Any]) -> str:
         """Return the reply text in a choice that later prompts repeat."""
+
+    @abstractmethod
+    def texts_in(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a choice that may contain reply text, by their names."""
 
     def headers(self) -> dict[str, str]:
         """Return the key's header, if there is a key."""
@@ -85,6 +91,20 @@ class OpenAi(Protocol):
         if document.get("usage"):
             _note_usage(document["usage"], reply)
 
+    def shape_of(self, message: bytes) -> Shape | None:
+        """Return the shape of an event with one choice and one text."""
+        choices = [] if message == DONE else json_of(message)["choices"]
+        if len(choices) != 1:
+            return None
+        return next(
+            (
+                Shape.of(message, name, text, is_kept=self.text_in(choices[0]) == text)
+                for name, text in self.texts_in(choices[0]).items()
+                if isinstance(text, str) and text and len(text) == self.text_of(choices[0])
+            ),
+            None,
+        )
+
     def settle(self, reply: Reply) -> None:
         """Set the token count from the usage."""
         if not reply.finished and reply.finish_reason is None:
@@ -105,6 +125,10 @@ class OpenAiChat(OpenAi):
     def text_in(self, choice: dict[str, Any]) -> str:
         """Return the content; reasoning is not repeated in later prompts."""
         return choice["delta"].get("content") or ""
+
+    def texts_in(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Return content and reasoning, under whichever name."""
+        return {name: text for name, text in choice["delta"].items() if name in _TEXTS}
 
     def text_of(self, choice: dict[str, Any]) -> int:
         """Return the number of characters of content, reasoning (under either name) and tool calls."""
@@ -130,6 +154,10 @@ class OpenAiCompletions(OpenAi):
     def text_in(self, choice: dict[str, Any]) -> str:
         """Return the text."""
         return choice.get("text") or ""
+
+    def texts_in(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Return the text."""
+        return {"text": choice.get("text")}
 
     def text_of(self, choice: dict[str, Any]) -> int:
         """Return the characters of text."""

@@ -11,23 +11,29 @@ from loadtest.client.connection import Connection, ServerConnections
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.protocols import protocol_for
 from loadtest.client.protocols.base import Reply, RequestSpec
+from loadtest.client.receiver import UNSTAMPED, Pieces
 from loadtest.client.timestamps import Readings
 from loadtest.traffic.prompts import Prompt
+
+
+def _arrival_s(readings: Readings, delay_s: float) -> float:
+    (arrived_s,) = readings.arrivals_s(Pieces.of(b"x", 10.0, delay_s), 9.9, began_s=0.0)
+    return arrived_s
 
 
 def test_a_late_reader_takes_the_kernels_time() -> None:
     """Read 4 ms after the kernel had them, bytes have come 4 ms ago; how late is kept."""
     readings = Readings()
-    assert readings.arrival_s(10.0, 1_000_000.0, 999_999.996, 9.9) == pytest.approx(9.996)
+    assert _arrival_s(readings, 0.004) == pytest.approx(9.996)
     assert readings.late_p99_s() == pytest.approx(0.004, abs=1e-4)
     assert readings.clock == "kernel"
 
 
-@pytest.mark.parametrize("stamp_s", [999_000.0, 999_999.5, 1_000_001.0, 0.0])
-def test_a_step_of_the_machines_clock_moves_no_arrival(stamp_s: float) -> None:
+@pytest.mark.parametrize("delay_s", [1000.0, 0.5, -1.0, 1_000_000.0])
+def test_a_step_of_the_machines_clock_moves_no_arrival(delay_s: float) -> None:
     """A stamp of before the last bytes, or of the future, is not believed: the reading's time is taken."""
     readings = Readings()
-    assert readings.arrival_s(10.0, 1_000_000.0, stamp_s, 9.9) == 10.0
+    assert _arrival_s(readings, delay_s) == 10.0
     assert (readings.refused, readings.unstamped, readings.stamped) == (1, 1, 0)
     assert readings.clock == "reader"
 
@@ -35,27 +41,33 @@ def test_a_step_of_the_machines_clock_moves_no_arrival(stamp_s: float) -> None:
 def test_arrivals_never_go_back() -> None:
     """Clocks read a moment apart put no arrival before the one before it, and none after the reading."""
     readings = Readings()
-    assert readings.arrival_s(10.0, 1_000_000.0, 999_999.8995, 9.9) == 9.9
-    assert readings.arrival_s(10.0, 1_000_000.0, 1_000_000.0005, 9.9) == 10.0
+    assert _arrival_s(readings, 0.1005) == 9.9
+    assert _arrival_s(readings, -0.0005) == 10.0
     assert readings.stamped == 2
+
+
+def test_each_piece_is_dated_after_the_one_before_it() -> None:
+    """Of pieces dated together, a stamp of before the last piece is not believed; times count from the run's start."""
+    pieces = Pieces(b"abc", (1, 2, 3), (10.0, 10.1, 10.2), (0.002, 0.2, 0.001))
+    readings = Readings()
+    assert readings.arrivals_s(pieces, 0.9, began_s=9.0) == pytest.approx([0.998, 1.1, 1.199])
+    assert (readings.stamped, readings.refused) == (2, 1)
 
 
 def test_without_stamps_the_reader_is_the_clock() -> None:
     """Some of one kind and some of the other are said to be mixed."""
     readings = Readings()
-    assert readings.arrival_s(10.0, 1_000_000.0, None, 9.9) == 10.0
+    assert _arrival_s(readings, UNSTAMPED) == 10.0
     assert (readings.clock, readings.late_p99_s()) == ("reader", 0.0)
-    readings.arrival_s(10.0, 1_000_000.0, 1_000_000.0, 9.9)
+    _arrival_s(readings, 0.0)
     assert readings.clock == "mixed"
 
 
 def _door(port: int, silence_s: float = 0.2) -> ServerConnections:
     endpoint = Endpoint(host="127.0.0.1", port=port, protocol="openai-chat")
-    began = time.monotonic()
+    began_s = time.monotonic()
     protocol = protocol_for(endpoint, "m", environment={})
-    return ServerConnections(
-        endpoint, protocol, silence_s=silence_s, reply_s=5.0, clock=lambda: time.monotonic() - began
-    )
+    return ServerConnections(endpoint, protocol, silence_s=silence_s, reply_s=5.0, began_s=began_s)
 
 
 def _ask(door: ServerConnections) -> tuple[str, str | None]:

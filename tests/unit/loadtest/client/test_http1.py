@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from loadtest.client import http1
 from loadtest.client.http1 import CutError, HttpSession, ProtocolError, error_text, request_head
+from loadtest.client.receiver import Pieces
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -45,17 +47,18 @@ class Heard:
         self.messages: list[bytes] = []
         self.times: list[float] = []
         self.session = HttpSession(request_head("POST /x", "h:1", {}))
-        self.request = self.session.begin(b"{}", self._take)
+        self.request = self.session.begin(b"{}", self.take)
 
-    def _take(self, message: bytes, arrived_s: float) -> None:
-        self.messages.append(message)
-        self.times.append(arrived_s)
+    def take(self, messages: Sequence[bytes], times_s: Sequence[float]) -> None:
+        """Keep messages."""
+        self.messages += messages
+        self.times += times_s
 
     def feed(self, data: bytes, *, piece: int = 1 << 30) -> bool:
         """Take bytes in pieces, one a second; return whether the reply has ended."""
         ended = False
         for second, place in enumerate(range(0, len(data), piece)):
-            ended = self.session.take(data[place : place + piece], float(second))
+            ended = self.session.take(Pieces.of(data[place : place + piece], float(second)))
         return ended
 
 
@@ -64,7 +67,7 @@ def test_however_the_bytes_are_cut_the_messages_are_the_same(cuts: list[int]) ->
     """Five messages in four chunks, whatever pieces they arrive in; the end is seen with the last piece alone."""
     places = [0, *sorted(set(cuts)), len(REPLY)]
     heard = Heard()
-    ended = [heard.session.take(REPLY[begin:end], 0.0) for begin, end in pairwise(places)]
+    ended = [heard.session.take(Pieces.of(REPLY[begin:end], 0.0)) for begin, end in pairwise(places)]
     assert heard.messages == MESSAGES
     assert ended == [False] * (len(places) - 2) + [True]
     assert heard.session.reusable
@@ -76,17 +79,17 @@ def test_a_message_has_the_time_of_its_last_byte() -> None:
     for second, data in enumerate(
         (HEAD + _chunk(b"data: on"), _chunk(b"e\n\ndata: two\n\n"), _chunk(b"data: three\n"))
     ):
-        heard.session.take(data, float(second))
-    heard.session.take(b"0\r\n\r\n", 9.0)
+        heard.session.take(Pieces.of(data, float(second)))
+    heard.session.take(Pieces.of(b"0\r\n\r\n", 9.0))
     assert list(zip(heard.messages, heard.times, strict=True)) == [(b"one", 1.0), (b"two", 1.0), (b"three", 2.0)]
 
 
 def test_long_replies_are_read_in_blocks() -> None:
     """What is held stays small, however long the reply."""
     heard = Heard()
-    heard.session.take(HEAD, 0.0)
+    heard.session.take(Pieces.of(HEAD, 0.0))
     for _ in range(100):
-        heard.session.take(_chunk(b"data: " + b"x" * 10_000 + b"\n\n"), 1.0)
+        heard.session.take(Pieces.of(_chunk(b"data: " + b"x" * 10_000 + b"\n\n"), 1.0))
     assert len(heard.messages) > 90
 
 
@@ -94,7 +97,7 @@ def test_the_connection_carries_one_request_after_another() -> None:
     """After a whole reply the next request finds a clean reader."""
     heard = Heard()
     assert heard.feed(REPLY)
-    heard.session.begin(b"{}", heard._take)
+    heard.session.begin(b"{}", heard.take)
     assert heard.feed(REPLY, piece=7)
     assert heard.messages == MESSAGES * 2
 
@@ -125,7 +128,7 @@ def test_what_nobody_asked_for_ends_the_connection() -> None:
     assert not heard.session.reusable
     heard = Heard()
     heard.feed(REPLY)
-    heard.session.take(b"data: late\n\n", 1.0)
+    heard.session.take(Pieces.of(b"data: late\n\n", 1.0))
     assert not heard.session.reusable
     assert heard.messages == MESSAGES
 

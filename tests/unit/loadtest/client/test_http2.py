@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -36,6 +36,7 @@ from loadtest.client.http2 import (
     call_headers,
     frame,
 )
+from loadtest.client.receiver import Pieces
 from loadtest.client.server_info import call
 
 NO_STATUS = [(":status", "200"), ("content-type", "application/grpc")]
@@ -72,9 +73,9 @@ class Heard:
         self.session = GrpcSession(call_headers("/a/b", "h:1", tls=False))
         self.sent = self.session.begin(payload, self.take)
 
-    def take(self, message: bytes, _: float) -> None:
-        """Keep a message."""
-        self.messages.append(message)
+    def take(self, messages: Sequence[bytes], _: object) -> None:
+        """Keep messages."""
+        self.messages += messages
 
 
 @given(st.lists(st.integers(1, len(_reply()) - 1), max_size=12))
@@ -83,7 +84,7 @@ def test_however_the_bytes_are_cut_the_messages_are_the_same(cuts: list[int]) ->
     reply = _reply()
     places = [0, *sorted(set(cuts)), len(reply)]
     heard = Heard()
-    ended = [heard.session.take(reply[begin:end], 0.0) for begin, end in pairwise(places)]
+    ended = [heard.session.take(Pieces.of(reply[begin:end], 0.0)) for begin, end in pairwise(places)]
     assert heard.messages == [b"one", b"two", b"thr"]
     assert ended == [False] * (len(places) - 2) + [True]
     assert heard.session.outgoing == frame(SETTINGS, ACK, 0) + frame(PING, ACK, 0, b"12345678")
@@ -92,12 +93,12 @@ def test_however_the_bytes_are_cut_the_messages_are_the_same(cuts: list[int]) ->
 def test_a_connection_carries_one_call_after_another() -> None:
     """The second call has its own stream and needs no opening; header tables live on."""
     heard, encoder = Heard(), hpack.Encoder()
-    assert heard.session.take(_reply(1, encoder), 0.0)
+    assert heard.session.take(Pieces.of(_reply(1, encoder), 0.0))
     heard.session.outgoing = b""
     second = heard.session.begin(b"again", heard.take)
     assert heard.sent.startswith(PREFACE)
     assert PREFACE not in second
-    assert heard.session.take(_reply(3, encoder), 0.0)
+    assert heard.session.take(Pieces.of(_reply(3, encoder), 0.0))
     assert heard.messages == [b"one", b"two", b"thr"] * 2
     assert heard.session.reusable
 
@@ -107,9 +108,9 @@ def test_a_long_request_waits_for_the_servers_windows() -> None:
     heard = Heard(b"x" * 100_000)
     sent = len(heard.sent)
     assert 65_535 < sent < 67_000
-    heard.session.take(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 20)), 0.0)
+    heard.session.take(Pieces.of(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 20)), 0.0))
     assert heard.session.outgoing == b""
-    heard.session.take(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 1 << 20)), 0.0)
+    heard.session.take(Pieces.of(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 1 << 20)), 0.0))
     rest = heard.session.outgoing
     assert len(rest) == 100_005 - 65_535 + 9 * 3
     last = rest[-((100_005 - 65_535) % 16_384) - 9 :]
@@ -129,7 +130,7 @@ def test_a_status_is_an_error_in_the_servers_words(status: str, message: str, te
     """Trailers are decoded; a full queue is a rejection; what came before is kept."""
     heard = Heard()
     with pytest.raises(ProtocolError, match=text) as failed:
-        heard.session.take(_reply(status=status, message=message), 0.0)
+        heard.session.take(Pieces.of(_reply(status=status, message=message), 0.0))
     assert failed.value.rejected is rejected
     assert heard.messages == [b"one", b"two", b"thr"]
 
@@ -151,21 +152,21 @@ def test_a_status_is_an_error_in_the_servers_words(status: str, message: str, te
 def test_a_broken_call_is_one_clear_error(data: bytes, text: str) -> None:
     """Resets, a server going away, other protocols and broken frames each say what they are."""
     with pytest.raises(ProtocolError, match=text):
-        Heard().session.take(data, 0.0)
+        Heard().session.take(Pieces.of(data, 0.0))
 
 
 def test_a_server_going_away_lets_the_call_end() -> None:
     """A call the server still serves goes on; the next one needs another connection."""
     heard = Heard()
-    heard.session.take(frame(GOAWAY, 0, 0, struct.pack(">II", 1, 0)), 0.0)
-    assert heard.session.take(_reply(), 0.0)
+    heard.session.take(Pieces.of(frame(GOAWAY, 0, 0, struct.pack(">II", 1, 0)), 0.0))
+    assert heard.session.take(Pieces.of(_reply(), 0.0))
     assert not heard.session.reusable
 
 
 def test_a_connection_closed_early_is_a_cut() -> None:
     """What had come is kept."""
     heard = Heard()
-    heard.session.take(_reply()[:-20], 0.0)
+    heard.session.take(Pieces.of(_reply()[:-20], 0.0))
     with pytest.raises(CutError):
         heard.session.close()
     assert heard.messages == [b"one", b"two", b"thr"]
@@ -205,9 +206,9 @@ def _talk(endpoint: Endpoint, path: str, payloads: list[bytes]) -> list[bytes]:
     messages: list[bytes] = []
     with socket.create_connection((endpoint.host, endpoint.port), timeout=10) as connection:
         for payload in payloads:
-            connection.sendall(session.begin(payload, lambda message, _: messages.append(message)))
+            connection.sendall(session.begin(payload, lambda found, _: messages.extend(found)))
             while not session.ended:
-                session.take(connection.recv(65_536), 0.0)
+                session.take(Pieces.of(connection.recv(65_536), 0.0))
                 connection.sendall(session.outgoing)
                 session.outgoing = b""
     return messages

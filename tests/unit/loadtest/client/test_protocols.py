@@ -8,13 +8,15 @@ from array import array
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from engines.errors import UserError
 from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of
 from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.client.protocols import protocol_for, takes_ids
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_message
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_messages
 from loadtest.client.server_info import engine_kind
 from loadtest.traffic.prompts import Prompt
 
@@ -31,9 +33,8 @@ def _dialect(protocol: ProtocolName, model: str = "m", *, perf_metrics: bool = F
 
 def _read(protocol: Protocol, *messages: object) -> Reply:
     answer = Reply()
-    for second, message in enumerate(messages):
-        data = message if isinstance(message, bytes) else json.dumps(message).encode()
-        read_message(protocol, data, float(second), answer)
+    data = [message if isinstance(message, bytes) else json.dumps(message).encode() for message in messages]
+    read_messages(protocol, data, [float(second) for second in range(len(data))], answer)
     return answer
 
 
@@ -75,14 +76,14 @@ def test_the_llm_apis_model_takes_text_and_sends_it_whole_each_time() -> None:
     }
     answer = Reply(content=[])
     last = {"arrival_time_ns": "1000", "first_scheduled_time_ns": "2001000", "kv_cache_reused_block": "2"}
-    for second, message in enumerate([{"text_output": "a"}, {"text_output": "ab", **last}]):
-        read_message(protocol, json.dumps(message).encode(), float(second), answer)
+    messages = [json.dumps(each).encode() for each in ({"text_output": "a"}, {"text_output": "ab", **last})]
+    read_messages(protocol, messages, [0.0, 1.0], answer)
     assert list(answer.times_s) == [0.0, 1.0]
     assert answer.content == ["ab"]
     assert answer.queue_s == pytest.approx(2e-3)
     assert answer.cached_tokens == 128
     with pytest.raises(ProtocolError, match="Error generating request"):
-        read_message(protocol, b'{"error": "Error generating request: x"}', 0.0, Reply())
+        read_messages(protocol, [b'{"error": "Error generating request: x"}'], [0.0], Reply())
 
 
 def test_tensors_are_the_same_inputs() -> None:
@@ -329,8 +330,7 @@ def test_an_emulated_engines_header_is_read_and_nothing_else_guessed() -> None:
 
 def _kept(protocol: Protocol, *messages: bytes) -> list[Any] | None:
     answer = Reply(content=[])
-    for second, message in enumerate(messages):
-        read_message(protocol, message, float(second), answer)
+    read_messages(protocol, messages, [0.0] * len(messages), answer)
     return answer.content
 
 
@@ -381,3 +381,83 @@ def test_the_engine_is_told_what_ends_a_free_reply() -> None:
     assert "min_tokens" not in engine
     assert "end_id" not in json.loads(_dialect("triton-http", "ensemble").body(asked))
     assert "end_id" not in json.loads(_dialect("triton-http", "tensorrt_llm").body(ASKED))
+
+
+_WORDS = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(
+    [" the", "", '"', "\\n", "\n", "\u00e9", "content"]
+)
+_DELTAS = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["assistant", None]),
+        "content": _WORDS | st.none(),
+        "reasoning_content": _WORDS | st.none(),
+        "reasoning": _WORDS,
+        "tool_calls": st.sampled_from([None, [], [{"function": {"name": "content", "arguments": "{}"}}]]),
+    },
+)
+_CHOICES = st.builds(
+    lambda delta, text, reason: {"index": 0, "delta": delta, "text": text, "finish_reason": reason},
+    st.fixed_dictionaries({"content": _WORDS}) | _DELTAS,
+    _WORDS,
+    st.sampled_from([None, None, "stop"]),
+)
+_EVENTS = st.builds(
+    lambda choices, usage, name: {"id": name, "choices": choices, "usage": usage},
+    st.lists(_CHOICES, min_size=1, max_size=1) | st.lists(_CHOICES, max_size=2),
+    st.sampled_from([None, None, None, {"completion_tokens": 3, "prompt_tokens": 2}]),
+    st.sampled_from(["c", "c", "content", 'x"content":"y']),
+)
+
+
+@given(
+    st.lists(_EVENTS, max_size=12),
+    st.sampled_from(["openai-chat", "openai-completions"]),
+    st.booleans(),
+    st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :\t")]),
+    st.booleans(),
+)
+def test_events_that_are_not_parsed_count_as_if_they_were(
+    events: list[dict[str, Any]], name: ProtocolName, ascii_only: bool, between: tuple[str, str], kept: bool
+) -> None:
+    """Whatever texts, fields and ways of writing JSON follow each other, shapes change nothing."""
+    protocol = _dialect(name)
+    messages = [json.dumps(each, ensure_ascii=ascii_only, separators=between).encode() for each in events]
+    times_s = [float(second) for second in range(len(messages))]
+    together, apart = (Reply(content=[] if kept else None) for _ in range(2))
+    read_messages(protocol, messages, times_s, together)
+    for message, arrived_s in zip(messages, times_s, strict=True):
+        protocol.take(message, arrived_s, apart)
+    assert together == apart
+
+
+@pytest.mark.parametrize(
+    ("name", "event"), [("openai-chat", _chat(content=" a")), ("openai-completions", {"choices": [{"text": " a"}]})]
+)
+def test_nearly_all_events_of_a_reply_are_not_parsed(
+    name: ProtocolName, event: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hundred that differ in their text alone, a few are."""
+    protocol, parsed = _dialect(name), 0
+
+    def counted(message: bytes) -> Any:
+        nonlocal parsed
+        parsed += 1
+        return json.loads(message)
+
+    monkeypatch.setattr("loadtest.client.protocols.openai.json_of", counted)
+    messages = [json.dumps(event).replace(" a", f" word {number}").encode() for number in range(100)]
+    answer = Reply()
+    read_messages(protocol, messages, [0.0] * 100, answer)
+    assert (len(answer.times_s), answer.sizes[-1]) == (100, len(" word 99"))
+    assert parsed <= 10
+
+
+def test_a_malformed_event_among_others_of_its_shape_is_one() -> None:
+    """What JSON does not allow in a text is not taken for one; the tokens before it count."""
+    protocol, answer = _dialect("openai-chat"), Reply()
+    event = json.dumps(_chat(content="@")).encode()
+    messages = [event, event, event.replace(b"@", b"\n"), event]
+    with pytest.raises(ProtocolError, match="malformed message"):
+        read_messages(protocol, messages, [1.0, 2.0, 3.0, 4.0], answer)
+    assert list(answer.times_s) == [1.0, 2.0]

@@ -1,0 +1,3 @@
+from loadtest.client.receiver import PythonReceiver
+
+class Receiver(PythonReceiver): ...

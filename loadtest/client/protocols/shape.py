@@ -1,0 +1,52 @@
+"""Events in JSON that differ in one text alone, as nearly all of a reply do: recognized without parsing each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_OPENING = re.compile(rb"\s*:\s*\"")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An event's bytes before and after its text.
+
+    An event with the same bytes there, and a text between them that JSON writes without escapes, parses to the same values but
+    for the text.
+
+    Attributes:
+        is_kept: Whether later prompts repeat the text.
+    """
+
+    head: bytes
+    tail: bytes
+    is_kept: bool
+
+    @classmethod
+    def of(cls, event: bytes, name: str, text: str, *, is_kept: bool) -> Shape | None:
+        """Return the shape of an event whose field `name` contains `text`; None if there is no telling where.
+
+        >>> Shape.of(b'{"i": 1, "text": "the", "end": null}', "text", "the", is_kept=True).text_in(
+        ...     b'{"i": 1, "text": "next", "end": null}')
+        'next'
+        """
+        key = f'"{name}"'.encode()
+        if event.count(key) != 1:  # once, it is the field: within a text, its quotes would be escaped
+            return None
+        opening = _OPENING.match(event, event.index(key) + len(key))
+        if opening is None:
+            return None
+        size = len(text.encode("utf-8", "replace"))
+        shape = cls(event[: opening.end()], event[opening.end() + size :], is_kept)
+        return shape if shape.tail[:1] == b'"' and shape.text_in(event) == text else None
+
+    def text_in(self, event: bytes) -> str | None:
+        """Return the text of an event of this shape; None for any other event, or a text that JSON escapes."""
+        if not event.startswith(self.head) or not event.endswith(self.tail):
+            return None
+        try:
+            text = event[len(self.head) : -len(self.tail)].decode()
+        except UnicodeDecodeError:
+            return None
+        return text if text.isprintable() and '"' not in text and "\\" not in text else None

@@ -1,0 +1,132 @@
+"""Receives a socket's bytes and keeps them until they are wanted, each piece with when it was read.
+
+It runs for every token, on code that is no longer in the processor's caches: with a C compiler, the package's build
+compiles it (`_receiver.c`), and this module provides that one as `Receiver`.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+RECEIVE_BYTES = 65_536
+ANCILLARY_BYTES = 64
+BLOCK_BYTES = 65_536  # a quiet receiver wakes its user once it keeps more
+UNSTAMPED = math.inf
+_unpacked = struct.Struct("qq").unpack_from  # seconds and nanoseconds of the wall clock
+
+
+class Pieces(NamedTuple):
+    """Bytes as they were read.
+
+    Attributes:
+        data: All bytes.
+        ends: Where each piece ends in `data`.
+        read_s: When each was read, on the monotonic clock.
+        delays_s: From the kernel's timestamp of each to a reading of the wall clock after it; `UNSTAMPED` without one.
+    """
+
+    data: bytes
+    ends: Sequence[int]
+    read_s: Sequence[float]
+    delays_s: Sequence[float]
+
+    @classmethod
+    def of(cls, data: bytes, read_s: float, delay_s: float = UNSTAMPED) -> Pieces:
+        """Return one piece."""
+        return cls(data, (len(data),), (read_s,), (delay_s,))
+
+
+class PieceStore:
+    """Pieces of bytes that are kept until they are wanted."""
+
+    def __init__(self) -> None:
+        self._data: list[bytes] = []
+        self._ends: list[int] = []
+        self._read_s: list[float] = []
+        self._delays_s: list[float] = []
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return self._ends[-1] if self._ends else 0
+
+    def add(self, data: bytes, read_s: float, delay_s: float) -> None:
+        """Keep a piece."""
+        self._data.append(data)
+        self._ends.append(self.size + len(data))
+        self._read_s.append(read_s)
+        self._delays_s.append(delay_s)
+
+    def drain(self) -> Pieces:
+        """Return the pieces, and keep them no longer."""
+        pieces = Pieces(b"".join(self._data), self._ends, self._read_s, self._delays_s)
+        self._data, self._ends, self._read_s, self._delays_s = [], [], [], []
+        return pieces
+
+
+class PythonReceiver:
+    """A socket's receiver: called when the socket is readable.
+
+    Args:
+        socket: A socket that does not block.
+        wake: Called when the pieces are to be looked at.
+
+    Attributes:
+        quiet: Whether pieces need no look unless they may end a chunked reply, or are many.
+        closed: Whether the server has closed its end.
+        error: The system's number of the error that ended receiving; 0: none.
+        read_s: When bytes were read last, on the monotonic clock; 0: never.
+    """
+
+    def __init__(self, socket: Any, wake: Callable[[], object]) -> None:
+        self.quiet = self.closed = False
+        self.error = 0
+        self.read_s = 0.0
+        self._socket, self._wake = socket, wake
+        self._store = PieceStore()
+
+    def __call__(self) -> None:
+        """Receive once."""
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.error = error.errno or 0
+            self._wake()
+            return
+        self.read_s = time.monotonic()
+        if data:
+            self._store.add(data, self.read_s, _delay_s(ancillary, time.time()))
+        else:
+            self.closed = True
+        # A chunked reply ends with an empty line; a shorter piece may be the rest of one.
+        if self.quiet and len(data) >= 4 and data[-4:] != b"\r\n\r\n" and self._store.size <= BLOCK_BYTES:  # noqa: PLR2004
+            return
+        self._wake()
+
+    def drain(self) -> tuple[bytes, Sequence[int], Sequence[float], Sequence[float]]:
+        """Return the fields of the `Pieces` kept, and keep them no longer."""
+        return self._store.drain()
+
+
+def _delay_s(ancillary: list[tuple[int, int, bytes]], real_s: float) -> float:
+    if not ancillary:
+        return UNSTAMPED
+    seconds, nanoseconds = _unpacked(ancillary[0][2])
+    return real_s - float(seconds + nanoseconds * 1e-9)
+
+
+def _compiled() -> type[PythonReceiver]:
+    try:
+        from loadtest.client import _receiver  # noqa: PLC0415
+    except ImportError:  # no C compiler where the package was built
+        return PythonReceiver
+    return _receiver.Receiver
+
+
+Receiver = _compiled()
