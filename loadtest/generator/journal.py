@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -52,11 +52,11 @@ class Appender:
         self.path = path
         self.failed: str | None = None
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._lines: list[str] = []
+        self._lines: list[str | RequestRecord] = []
         self._written_s = 0.0
 
-    def add(self, line: str) -> None:
-        """Append a line, given without its line end."""
+    def add(self, line: str | RequestRecord) -> None:
+        """Append a line, given without its line end or as a record."""
         self._lines.append(line)
         if time.monotonic() - self._written_s > FLUSH_S:
             self.flush()
@@ -66,7 +66,8 @@ class Appender:
         self._written_s = time.monotonic()
         if not self._lines or self.failed:
             return
-        data = memoryview("".join(f"{line}\n" for line in self._lines).encode())
+        lines = [line if isinstance(line, str) else line.model_dump_json() for line in self._lines]
+        data = memoryview("".join(f"{line}\n" for line in lines).encode())
         self._lines = []
         try:
             while data:
@@ -75,10 +76,10 @@ class Appender:
             self.failed = f"{self.path}: {error.strerror}"
             cut_to_whole_lines(self.path)
 
-    def replace(self, lines: list[str]) -> None:
+    def replace(self, lines: Iterable[str]) -> None:
         """Replace the file's content with these lines."""
         os.ftruncate(self._file, 0)
-        self._lines = lines
+        self._lines = list(lines)
         self.flush()
 
     def close(self) -> None:
@@ -131,15 +132,15 @@ class RecordJournal:
 
     def note_end(self, record: RequestRecord) -> None:
         """Record the end of a request."""
-        self.note_end_line(record.id, record.model_dump_json())
+        self.note_end_line(record.id, record)
 
-    def note_end_line(self, number: int, line: str) -> None:
-        """Record the end of a request, given its record as a line."""
+    def note_end_line(self, number: int, line: str | RequestRecord) -> None:
+        """Record the end of a request, given its record, or that as a line."""
         self._notes.pop(number, None)
         self._records.add(line)
         if self._lines > COMPACT_LINES + 2 * len(self._notes):
             self._records.flush()
-            self._under_way.replace(list(self._notes.values()))
+            self._under_way.replace(self._notes.values())
             self._lines = len(self._notes)
 
     def note_text(self, line: str) -> None:

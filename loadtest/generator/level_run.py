@@ -72,7 +72,6 @@ class LevelRun:
             )
         self._users = len(shared.loop.users) if plan.concurrency is not None else 1
         self._lateness = _Lateness()
-        self._watcher = gevent.spawn(self._lateness.watch)
         start({(OPEN_USERS if plan.concurrency is None else CLOSED_USERS): self._users})
 
     @property
@@ -126,7 +125,7 @@ class LevelRun:
                     gevent.sleep(TICK_S)
         shared.is_out_of_time = whole and not is_done and not shared.suffices
         self._stop()
-        self._watcher.kill()
+        self._lateness.stop()
         return {
             "begin_s": self.begin_s,
             "measure_s": self._measure_s(end_s),
@@ -156,16 +155,26 @@ class _Lateness:
     def __init__(self) -> None:
         self._late = LogHistogram()
         self._recent: list[float] = []
+        self._timer = gevent.get_hub().loop.timer(TICK_S, TICK_S)
+        self._start()
 
-    def watch(self) -> None:
-        while True:
-            due = time.monotonic() + TICK_S
-            gevent.sleep(TICK_S)
-            self._recent.append(time.monotonic() - due)
-            if len(self._recent) >= COUNTED_AT_ONCE:
-                self._count()
+    def _start(self) -> None:
+        self._due_s = time.monotonic() + TICK_S
+        self._timer.again(self._note, update=True)
+
+    def _note(self) -> None:
+        self._recent.append(time.monotonic() - self._due_s)
+        if len(self._recent) >= COUNTED_AT_ONCE:
+            self._count()
+        self._start()
+
+    def stop(self) -> None:
+        """Take no further samples."""
+        self._timer.stop()
+        self._timer.close()
 
     def p99_s(self) -> float:
+        """Return the 99th percentile, 0 without samples."""
         self._count()
         return self._late.quantile(0.99) or 0.0
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import gevent
 import gevent.socket
-import numpy as np
 
 from loadtest.client import Connection, ServerConnections, UnreachableError
 from loadtest.client.protocols import protocol_for
@@ -201,7 +200,7 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
                 phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
                 scheduled_s=scheduled_s,
                 sent_s=round(reply.sent_s, 6),
-                token_times_s=tuple(np.array(reply.times_s).round(6).tolist()),
+                token_times_s=tuple([int(time_s * 1e6 + 0.5) / 1e6 for time_s in reply.times_s]),
                 done_s=round(reply.done_s, 6),
                 prompt_tokens=prompt_tokens,
                 output_tokens=len(reply.times_s),
