@@ -12,8 +12,8 @@ _OPENING = re.compile(rb"\s*:\s*\"")
 class Shape:
     """An event's bytes before and after its text.
 
-    An event with the same bytes there, and a text between them that JSON writes without escapes, parses to the same values but
-    for the text.
+    An event with the same bytes there, and a text between them that JSON writes without escapes, parses to the same
+    values but for the text.
 
     Attributes:
         is_kept: Whether later prompts repeat the text.
