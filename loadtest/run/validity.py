@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from loadtest.results import (
     ServerFacts,
     ValidityIssue,
     WorkerClock,
+    parse_series,
     read_records,
     read_samples,
     response_times_s,
@@ -133,25 +135,32 @@ def _clock_issues(limits: ValidityLimits, index: int, clocks: Sequence[WorkerClo
 
 @dataclass(slots=True)
 class _Emulator:
-    """What the emulated engine reported during the measurement of one level."""
+    """What the emulated engine reported during the measurement of one level.
 
-    late_s: list[float] = field(default_factory=list)
-    counters: dict[str, tuple[float, float]] = field(default_factory=dict)
+    After `roll-engine`, the page has the series of several versions; those that took no step do not count.
+
+    Attributes:
+        late_s: By version, the readings of its p99.
+        counters: By series and version, the lowest and the highest reading.
+    """
+
+    late_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    counters: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     def note(self, values: dict[str, float]) -> None:
         for key, value in values.items():
             if key.startswith(LATE_SERIES) and 'statistic="p99"' in key:
-                self.late_s.append(value)
+                self.late_s[_version(key)].append(value)
             elif key.startswith(STEP_SERIES):
-                name = key.partition("{")[0]
+                name = (key.partition("{")[0] + "{", _version(key))
                 low, high = self.counters.get(name, (value, value))
                 self.counters[name] = (min(low, value), max(high, value))
 
     def validity_issues(self, limits: ValidityLimits, index: int) -> Iterator[ValidityIssue]:
-        steps, seconds = (self._grown(name.rstrip("{")) for name in STEP_SERIES)
-        if not self.late_s or not steps:
+        late_s = [value for version, found in self.late_s.items() if self._steps(version) for value in found]
+        if not late_s:
             return
-        ratio = float(np.median(self.late_s)) * steps / seconds
+        ratio = float(np.median(late_s)) * sum(map(self._steps, self.late_s)) / sum(map(self._seconds, self.late_s))
         if ratio > limits.server_late_ratio:
             yield ValidityIssue(
                 code="emulator-late",
@@ -160,9 +169,21 @@ class _Emulator:
                 level=index,
             )
 
-    def _grown(self, name: str) -> float:
-        low, high = self.counters.get(name, (0.0, 0.0))
+    def _steps(self, version: str) -> float:
+        return self._grown(STEP_SERIES[0], version)
+
+    def _seconds(self, version: str) -> float:
+        return self._grown(STEP_SERIES[1], version)
+
+    def _grown(self, name: str, version: str) -> float:
+        low, high = self.counters.get((name, version), (0.0, 0.0))
         return high - low
+
+
+@lru_cache(maxsize=64)
+def _version(series: str) -> str:
+    found = parse_series(series)
+    return "" if found is None else found[1].get("version", "")
 
 
 def _emulator_seen(levels: Sequence[Level], out: Path) -> dict[int, _Emulator]:

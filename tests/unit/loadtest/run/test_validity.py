@@ -131,3 +131,26 @@ def test_records_and_samples_are_read_once(tmp_path: Path, monkeypatch: pytest.M
     sample = (Sample(t_s=2.0, values={}),)
     _codes(tmp_path, of_run, *[_level()] * 5, facts=_facts(emulated=True), samples=sample)
     assert sorted(opened) == [REQUESTS_NAME, SAMPLES_NAME]
+
+
+def test_a_replaced_version_of_the_emulator_does_not_count(tmp_path: Path) -> None:
+    """It stays on Triton's page with its last lateness and counters that stand still; the new version is on time."""
+    samples = [
+        Sample(
+            t_s=float(t_s),
+            values={
+                'emulator_lateness_seconds{model="m",statistic="p99",version="1"}': 9.0,
+                'emulator_steps_total{model="m",version="1"}': 5000.0,
+                'emulator_step_seconds_total{model="m",version="1"}': 1.0,
+                'emulator_lateness_seconds{model="m",statistic="p99",version="2"}': late_s,
+                'emulator_steps_total{model="m",version="2"}': 100.0 * t_s,
+                'emulator_step_seconds_total{model="m",version="2"}': 1.0 * t_s,
+            },
+        )
+        for t_s in range(25)
+        for late_s in [0.001 if t_s < 11 else 0.008]
+    ]
+    levels = (_level(), _level(begin_s=11, measure_s=12, end_s=20))
+    of_run = [record(0), record(1, level=1)]
+    facts = _facts(emulated=True, time_scale=2.0)
+    assert _codes(tmp_path, of_run, *levels, facts=facts, samples=tuple(samples)) == [("emulator-late", 1)]
