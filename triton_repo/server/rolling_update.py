@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
@@ -11,6 +11,7 @@ from engines.files import MadeBy, sha256_of, write_json, write_text
 from engines.manifest import EngineManifest, read_manifest
 from engines.names import TOKENIZER_FILE
 from engines.outputs import add_contents
+from engines.signals import interrupts_deferred
 from engines.spec import PRECISIONS
 from triton_repo.repository import render_repository
 from triton_repo.server.control import ENGINE_MODEL, Control, ControlError
@@ -56,10 +57,12 @@ def roll_engine(
         )
         version = _newest(repository / ENGINE_MODEL) + 1
         progress(f"{ENGINE_MODEL} version {version}: {new.engine.model.name} {new.engine.precision.name}")
-        _swap(repository, beside, version, control, _order(old.engine, new.engine))
+        swap(repository, beside, version, control, _order(old.engine, new.engine))
+        with interrupts_deferred():
+            add_contents(repository, repository / ENGINE_MODEL / str(version))
+            write_json(repository / REPOSITORY_NAME, new)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    write_json(repository / REPOSITORY_NAME, new)
     return new, version
 
 
@@ -107,28 +110,59 @@ def _newest(model: Path) -> int:
     return max(int(folder.name) for folder in model.iterdir() if folder.name.isdigit())
 
 
-def _swap(repository: Path, beside: Path, version: int, control: Control, order: tuple[str, ...]) -> None:
-    """Install the new files and load them; on failure restore the old ones."""
+def swap(repository: Path, beside: Path, version: int, control: Control, order: Sequence[str]) -> None:
+    """Install the new files and load them; on failure restore the old ones.
+
+    Args:
+        beside: The new repository.
+        version: The new engine's.
+        order: Models, in the order in which their configurations may change.
+
+    Raises:
+        ToolError: The new engine was not loaded; says whether the old one still serves.
+        KeyboardInterrupt: The command was interrupted; the files are restored.
+    """
     before = {model: (repository / model / CONFIG).read_text(encoding="utf-8") for model in MODELS}
     after = {model: (beside / model / CONFIG).read_text(encoding="utf-8") for model in MODELS}
     changed = [model for model in order if before[model] != after[model] or model == ENGINE_MODEL]
     folder = repository / ENGINE_MODEL / str(version)
-    shutil.copytree(beside / ENGINE_MODEL / "1", folder)
+    old = {model: before[model] for model in reversed(changed)}
     try:
+        shutil.copytree(beside / ENGINE_MODEL / "1", folder)
         _load(repository, control, {model: after[model] for model in changed})
         control.probe()
+    except KeyboardInterrupt as error:
+        _restore(repository, folder, old)
+        raise type(error)(
+            f"{error or 'interrupted'}; the old engine's files are restored: restart the server"
+        ) from error
     except ControlError as error:
-        shutil.rmtree(folder)
-        _load(repository, control, {model: before[model] for model in reversed(changed)})
+        _restore(repository, folder, old)
         raise ToolError(
-            f"the new engine was not loaded and the old one keeps serving: {error}",
+            f"the new engine was not loaded and {_kept(repository, control, old)}: {error}",
             log_path=repository / "server.log",
             hint="the log names the cause",
         ) from error
-    add_contents(repository, folder)
 
 
-def _load(repository: Path, control: Control, configs: dict[str, str]) -> None:
+def _restore(repository: Path, folder: Path, configs: Mapping[str, str]) -> None:
+    """Remove the new engine's folder and write the old configurations."""
+    with interrupts_deferred():
+        shutil.rmtree(folder, ignore_errors=True)
+        for model, text in configs.items():
+            write_text(repository / model / CONFIG, text)
+
+
+def _kept(repository: Path, control: Control, configs: Mapping[str, str]) -> str:
+    """Load the old engine's models again; return what serves now."""
+    try:
+        _load(repository, control, configs)
+    except ControlError:
+        return "the server does not answer; the old engine's files are restored"
+    return "the old one keeps serving"
+
+
+def _load(repository: Path, control: Control, configs: Mapping[str, str]) -> None:
     for model, text in configs.items():
         write_text(repository / model / CONFIG, text)
         control.load(model)

@@ -1,0 +1,74 @@
+"""What is left of a roll that fails half-way: the old engine's files, whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from engines.errors import ToolError
+from triton_repo.server.control import ENGINE_MODEL, Control, ControlError
+from triton_repo.server.rolling_update import GROWING, swap
+
+
+class Loader:
+    """A server's control of which loading one model fails; from then on it is gone, if so told."""
+
+    def __init__(self, fails_at: str, error: BaseException, *, dies: bool = False) -> None:
+        self.fails_at, self.error, self.dies = fails_at, error, dies
+        self.failed = False
+        self.loaded: list[str] = []
+
+    def load(self, model: str) -> None:
+        """Load a model, or fail."""
+        if self.failed and self.dies:
+            raise ControlError("Connection refused")
+        if model == self.fails_at and not self.failed:
+            self.failed = True
+            raise self.error
+        self.loaded.append(model)
+
+    def probe(self) -> None:
+        """Answer."""
+
+
+def _tree(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def _repository(folder: Path, text: str) -> Path:
+    for model in GROWING:
+        (folder / model / "1").mkdir(parents=True)
+        (folder / model / "config.pbtxt").write_text(f"{model}: {text}")
+        (folder / model / "1" / "model.py").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("loader", "raised", "said"),
+    [
+        (Loader("tensorrt_llm_bls", ControlError("no memory")), ToolError, "the old one keeps serving: no memory"),
+        (
+            Loader("ensemble", ControlError("reset"), dies=True),
+            ToolError,
+            "the server does not answer; the old engine's",
+        ),
+        (
+            Loader("ensemble", KeyboardInterrupt()),
+            KeyboardInterrupt,
+            "interrupted; the old engine's files are restored",
+        ),
+    ],
+    ids=["not loaded", "server died", "interrupted"],
+)
+def test_a_roll_that_fails_restores_the_files(
+    tmp_path: Path, loader: Loader, raised: type[BaseException], said: str
+) -> None:
+    """Whether the engine does not load, the server dies or the user interrupts: every file is the old one's."""
+    repository, beside = _repository(tmp_path / "r", "old"), _repository(tmp_path / "b", "new")
+    before = _tree(repository)
+    with pytest.raises(raised, match=said):
+        swap(repository, beside, 2, cast(Control, loader), GROWING)
+    assert _tree(repository) == before
+    assert not (repository / ENGINE_MODEL / "2").exists()
