@@ -133,9 +133,8 @@ def swap(repository: Path, beside: Path, version: int, control: Control, order: 
         control.probe()
     except KeyboardInterrupt as error:
         _restore(repository, folder, old)
-        raise type(error)(
-            f"{error or 'interrupted'}; the old engine's files are restored: restart the server"
-        ) from error
+        why = str(error) or "interrupted"
+        raise type(error)(f"{why}; the old engine's files are restored: restart the server") from error
     except ControlError as error:
         _restore(repository, folder, old)
         raise ToolError(
