@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -41,6 +43,33 @@ def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     assert set(tracked) <= held
     assert not [name for name in held if name.startswith(("tests/", "docs/", "artifacts/"))]
+
+
+def test_a_wheel_built_without_a_compiler_is_for_every_machine(tmp_path: Path) -> None:
+    """It says that the receiver is not compiled, and holds none that was compiled here before."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("env", "sh"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--wheel-dir", str(tmp_path), str(ROOT)],
+        env={**os.environ, "PATH": str(programs)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "_receiver.c is not compiled: no C compiler (cc)" in done.stdout + done.stderr
+    (built,) = tmp_path.glob("*-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(built).namelist() if name.endswith(".so")]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_where_there_is_a_compiler_the_wheel_has_the_compiled_receiver(wheel: Path) -> None:
+    """And is for this Python and machine alone."""
+    held = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    assert held == [f"loadtest/client/_receiver{sysconfig.get_config_var('EXT_SUFFIX')}"]
+    assert not wheel.name.endswith("none-any.whl")
 
 
 def _run(script: str, flag: str, unpacked: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
