@@ -63,7 +63,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
         "operating_middle": [_sweep_task(f"{best.name}, middle", _at(task, NONE), (operating_per_s,))],
         "reliefs": [CandidateTask(f"{best.name}: what binds", reliefs=Reliefs(task, best.found))] if best.found else [],
         "fleets": _fleet_tasks(searched, best, queue),
-        "again": tasks_for(contenders, searched.task, demand),
+        "again": tasks_for(contenders, searched.task, demand, fleet_per_s=searched.rate_per_s),
         "sweeps": [load_curve_task(searched, each) for each in contenders],
         "max_tokens": _lower_max_tokens(searched, candidate),
     }
@@ -248,7 +248,8 @@ def _lower_max_tokens(searched: Searched, candidate: Candidate) -> list[Candidat
             return []
         candidate = searched.candidate(candidate.name.removesuffix(EVICTING))
     lowered = with_max_tokens(searched.demand, shape.longest_osl)
-    task = searched.task(candidate, lowered)._replace(shape=shape._replace(max_tokens=shape.longest_osl), is_brief=True)
+    task = searched.task(candidate, lowered)._replace(shape=shape._replace(max_tokens=shape.longest_osl))
+    task = task.counting(searched.rate_per_s)
     return [CandidateTask(f"{candidate.name}, max_tokens {shape.longest_osl}", search=task)]
 
 

@@ -31,8 +31,17 @@ def size_for(peak_per_s: float, replica_per_s: float, availability: Availability
     >>> size_for(100.0, 11.0, Availability(n_plus=1, zones=3, headroom=0.0))
     Size(needed=10, total=15)
     """
-    needed = max(1, math.ceil(peak_per_s / (replica_per_s * (1 - availability.headroom)) - _ROUNDING))
+    needed = needed_for(peak_per_s, replica_per_s * (1 - availability.headroom))
     return Size(needed, total_for(needed, availability))
+
+
+def needed_for(load_per_s: float, replica_per_s: float) -> int:
+    """Return how many replicas carry a load.
+
+    >>> needed_for(100.0, 12.5), needed_for(100.0, 12.4), needed_for(100.0, math.inf)
+    (8, 9, 1)
+    """
+    return max(1, math.ceil(load_per_s / replica_per_s - _ROUNDING))
 
 
 def total_for(needed: int, availability: Availability) -> int:

@@ -44,12 +44,20 @@ class Contender(Strict):
 
 
 def tasks_for(
-    contenders: Sequence[Contender], make_task: Callable[[Candidate, Demand], Task], demand: Demand
+    contenders: Sequence[Contender],
+    make_task: Callable[[Candidate, Demand], Task],
+    demand: Demand,
+    *,
+    fleet_per_s: float,
 ) -> list[CandidateTask]:
-    """Return the searches of each contender: shorter replies, longer replies, twice the prediction error."""
+    """Return the searches of each contender: shorter replies, longer replies, twice the prediction error.
+
+    Args:
+        fleet_per_s: Load of the fleet; a case states how many replicas it needs.
+    """
     tasks: list[CandidateTask] = []
     for each in contenders:
-        task = make_task(each.candidate, demand)._replace(is_brief=True)
+        task = make_task(each.candidate, demand).counting(fleet_per_s / _fleet_ratio(each.row))
         tasks += [
             CandidateTask(f"{each.row.name}, {SHORTER}", search=_longer(task, 1 - STEP, each.row)),
             CandidateTask(f"{each.row.name}, {LONGER}", search=_longer(task, 1 + STEP, each.row)),
@@ -153,8 +161,13 @@ def _carries(row: Row, rate_per_s: float | None, needed: int | None = None) -> R
         return row.model_copy(update={"rate_per_s": rate_per_s, "fleet_per_s": row.fleet_per_s * row.needed / needed})
     fleet = None
     if row.fleet_per_s is not None and rate_per_s is not None and row.rate_per_s:
-        fleet = row.fleet_per_s * rate_per_s / row.rate_per_s
+        fleet = _fleet_ratio(row) * rate_per_s
     return row.model_copy(update={"rate_per_s": rate_per_s, "fleet_per_s": fleet})
+
+
+def _fleet_ratio(row: Row) -> float:
+    """Return what a replica carries in the fleet that was simulated, relative to what it carries alone."""
+    return row.fleet_per_s / row.rate_per_s if row.fleet_per_s is not None and row.rate_per_s else 1.0
 
 
 def _case(lever: Lever, moved: str, demand: Demand, market: Market, rows: Sequence[Row], best: Row) -> Case:

@@ -15,6 +15,7 @@ from engines.planning import Outlook, Workload, engine_of, outlook
 from engines.steptime import PowerModel, StepCost, power_model_for
 from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs import Demand, Described
+from loadtest.capacity.replica_count import needed_for
 from loadtest.capacity.simulation.length_profile import LengthProfile
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.rate_result import RateResult
@@ -59,6 +60,7 @@ class Task(NamedTuple):
         enough_per_s: The search stops here: no replica needs to carry more.
         start_per_s: Start of the search. None: from the closed form.
         min_per_s: The search stops if the promised rate is below this, because the candidate cannot win.
+        counted_per_s: Only how many replicas this load needs is asked: the search stops once that is known.
     """
 
     name: str
@@ -71,6 +73,17 @@ class Task(NamedTuple):
     enough_per_s: float | None = None
     min_per_s: float | None = None
     start_per_s: float | None = None
+    counted_per_s: float | None = None
+
+    def counting(self, load_per_s: float) -> Task:
+        """Return the brief search that ends once it is known how many replicas a load needs."""
+        enough_per_s = load_per_s if self.enough_per_s is None else min(self.enough_per_s, load_per_s)
+        return self._replace(is_brief=True, counted_per_s=load_per_s, enough_per_s=enough_per_s)
+
+    def is_counted(self, low_per_s: float, high_per_s: float) -> bool:
+        """Whether only a number of replicas is asked, and all rates from one to below another need the same."""
+        load_per_s, below_per_s = self.counted_per_s, high_per_s * (1 - 1e-6)
+        return load_per_s is not None and needed_for(load_per_s, low_per_s) == needed_for(load_per_s, below_per_s)
 
     @property
     def key(self) -> str:
@@ -88,6 +101,7 @@ class Task(NamedTuple):
             repr((self.demand.scale.isl, self.demand.scale.osl)),
             sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",
             repr((self.interval, self.is_brief, self.enough_per_s, self.min_per_s, self.start_per_s)),
+            repr(self.counted_per_s),
         )
         return "\n".join(parts)
 

@@ -229,6 +229,8 @@ def _search(bench: LoadBench, probes: _Probes, start_per_s: float, tolerance: fl
     enough = bench.task.enough_per_s
     low, high = _bracket(bench, probes, start_per_s, enough)
     while low is not None and high is not None and high / low > 1 + tolerance and len(probes.results) < MAX_PROBES:
+        if bench.task.is_counted(low, high):
+            break
         middle = low * (high / low) ** _share(probes.results[low], probes.results[high])
         low, high = (middle, high) if _holds(bench, probes, middle) else (low, middle)
     missed = [rate for rate, result in probes.results.items() if not result.met]
@@ -264,7 +266,7 @@ def _bracket(
     rate = start_per_s
     if _holds(bench, probes, rate):
         while rate < start_per_s * SPAN:
-            if enough_per_s is not None and rate >= enough_per_s:
+            if (enough_per_s is not None and rate >= enough_per_s) or bench.task.is_counted(rate, math.inf):
                 return rate, None
             higher = min(rate * GROWTH, enough_per_s or math.inf)
             if not _holds(bench, probes, higher):

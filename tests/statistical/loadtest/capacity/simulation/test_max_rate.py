@@ -13,7 +13,7 @@ from engines.steptime.scaled import Scaled, uniform
 from engines.steptime.shape import StepCost, StepShape
 from engines.steptime.source import step_time_for
 from loadtest.capacity.inputs.demand import Availability, Demand
-from loadtest.capacity.replica_count import total_for, worst_loss
+from loadtest.capacity.replica_count import needed_for, total_for, worst_loss
 from loadtest.capacity.simulation.fleet_checks import SizeTask, smallest_fleet
 from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task, _metered
@@ -121,6 +121,19 @@ def test_a_small_load_is_decided_as_by_whole_windows(limit_s: float, is_carried:
     assert (whole.rate_per_s == 0.5) is is_carried
     assert brief.rate_per_s == whole.rate_per_s
     assert (LoadBench(task).clearly_met(0.5, NONE) is not None) is is_clear
+
+
+@pytest.mark.parametrize("load", [0.4, 1.5, 2.3, 3.7])
+def test_a_search_for_a_number_of_replicas_ends_once_that_is_known(load: float) -> None:
+    """It finds as many as the search for the rate does, with fewer loads."""
+    manifest = engine(**{"limits.max_batch_size": 16, "limits.max_num_tokens": 2048, "limits.max_seq_len": 512})
+    task = task_of(demand(), manifest)
+    whole = max_rate_of(task)
+    assert whole.rate_per_s is not None
+    counted = max_rate_of(task.counting(load * whole.rate_per_s))
+    assert counted.rate_per_s is not None
+    assert needed_for(load * whole.rate_per_s, counted.rate_per_s) == math.ceil(load)
+    assert len(counted.tried) < len(whole.tried)
 
 
 def test_a_window_that_the_search_simulated_is_swept_without_simulating_it_again() -> None:
