@@ -32,10 +32,16 @@ def show_summary(summary: Summary) -> None:
     _print_levels(summary, title=f"latency, ms ({summary.label})", heads=heads, rows=rows)
     if summary.incomplete_note is not None:
         progress(summary.incomplete_note)
-    if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.felt_ttft_s) if found):
+    if any("?" in cell for _, cells in rows for cell in cells):
         show("?: the sample is too small for this percentile")
     for issue in summary.validity_issues:
-        progress(f"not valid: {issue.code}: {issue.text}")
+        progress(f"not valid: {issue.code}{_where(summary, issue.level)}: {issue.text}")
+
+
+def _where(summary: Summary, index: int | None) -> str:
+    """Return the load of a run's level; of no level, of an only one, and of one among several runs: nothing."""
+    several = len(summary.levels) > 1 and len(summary.runs) == 1
+    return f" at load {summary.levels[index].load}" if several and index is not None else ""
 
 
 def show_speculation(summary: Summary) -> None:
@@ -55,9 +61,15 @@ def show_speculation(summary: Summary) -> None:
 
 def show_energy(summary: Summary) -> None:
     """Print watts and joules of each level; where they are unknown, why."""
-    for reason in dict.fromkeys(level.energy_unknown for level in summary.levels if level.energy is None):
-        if reason is not None:
-            progress(f"energy unknown: {reason}")
+    unknown = {index: level.energy_unknown for index, level in enumerate(summary.levels) if level.energy is None}
+    everywhere = len(unknown) == len(summary.levels) and len(set(unknown.values())) == 1
+    texts = (
+        f"energy unknown{'' if everywhere else _where(summary, index)}: {reason}"
+        for index, reason in unknown.items()
+        if reason is not None
+    )
+    for text in dict.fromkeys(texts):
+        progress(text)
     found = [(level, level.energy) for level in summary.levels if level.energy is not None]
     if not found:
         return
@@ -87,7 +99,7 @@ def show_cost(summary: Summary) -> None:
         split = cost.split
         kinds = (None, None, None) if split is None else (split.input, split.cached_input, split.output)
         values = (cost.usd_per_million_output_tokens, cost.usd_per_million_tokens, *kinds)
-        rows.append((level, ["-" if each is None else f"{each:,.3g}" for each in values]))
+        rows.append((level, ["-" if each is None else three_digits(each) for each in values]))
     title = f"USD per million tokens ({summary.label}); {first.gpus} x {first.price}"
     heads = ("all cost on output", "all tokens alike", "input", "cached input", "output")
     _print_levels(summary, title=title, heads=heads, rows=rows)
