@@ -16,6 +16,8 @@
 #include <time.h>
 
 enum { RECEIVE_BYTES = 65536, BLOCK_BYTES = 65536 };
+enum { LOUD, CHUNKS, FRAMES }; /* Quiet of receiver.py */
+enum { FRAME_HEAD_BYTES = 9, DATA = 0, END_STREAM = 1 };
 
 typedef struct {
     double read_s, delay_s;
@@ -25,8 +27,8 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *socket, *wake;
-    int fd, error;
-    char quiet, closed;
+    int fd, error, quiet;
+    char closed;
     double read_s;
     char *bytes;
     Py_ssize_t size, room;
@@ -75,6 +77,19 @@ static double delay_of(struct msghdr *message, double real_s)
     return INFINITY; /* UNSTAMPED */
 }
 
+static bool may_wait(int quiet, const unsigned char *data, ssize_t size)
+{
+    if (quiet == CHUNKS) return size >= 4 && memcmp(data + size - 4, "\r\n\r\n", 4);
+    if (quiet != FRAMES) return false;
+    ssize_t place = 0;
+    while (size - place >= FRAME_HEAD_BYTES) {
+        const unsigned char *frame = data + place;
+        if (frame[3] != DATA || frame[4] & END_STREAM) return false;
+        place += FRAME_HEAD_BYTES + (frame[0] << 16 | frame[1] << 8 | frame[2]);
+    }
+    return place == size;
+}
+
 /* Calls `wake`, which may let go of the receiver. */
 static PyObject *look(Receiver *self)
 {
@@ -110,8 +125,7 @@ static PyObject *receive(PyObject *object, PyObject *Py_UNUSED(arguments), PyObj
     self->read_s = seconds_of(&now);
     if (!size) self->closed = true;
     else if (!keep(self, received, size, self->read_s, delay_of(&message, seconds_of(&real)))) return NULL;
-    if (self->quiet && size >= 4 && memcmp(received + size - 4, "\r\n\r\n", 4) && self->size <= BLOCK_BYTES)
-        Py_RETURN_NONE;
+    if (size && self->size <= BLOCK_BYTES && may_wait(self->quiet, (unsigned char *)received, size)) Py_RETURN_NONE;
     return look(self);
 }
 
@@ -187,7 +201,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyMemberDef members[] = {
-    {"quiet", T_BOOL, offsetof(Receiver, quiet), 0, NULL},
+    {"quiet", T_INT, offsetof(Receiver, quiet), 0, NULL},
     {"closed", T_BOOL, offsetof(Receiver, closed), READONLY, NULL},
     {"error", T_INT, offsetof(Receiver, error), READONLY, NULL},
     {"read_s", T_DOUBLE, offsetof(Receiver, read_s), READONLY, NULL},

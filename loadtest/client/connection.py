@@ -25,7 +25,7 @@ from loadtest.client.endpoint import Endpoint, tls_context
 from loadtest.client.http1 import EVENT_STREAM, HttpSession, ProtocolError, request_head
 from loadtest.client.http2 import GrpcSession, call_headers
 from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_messages, without_prompt
-from loadtest.client.receiver import RECEIVE_BYTES, Pieces, PythonReceiver, Receiver
+from loadtest.client.receiver import RECEIVE_BYTES, Pieces, PythonReceiver, Quiet, Receiver
 from loadtest.client.timestamps import Readings, ask_for_stamps
 from loadtest.client.tls import TlsStream
 
@@ -278,7 +278,7 @@ class _Socket:
             return
         try:
             self._take(receiver)
-            receiver.quiet = session.quiet and self._tls is None  # records may not end where chunks do
+            receiver.quiet = session.quiet if self._tls is None else Quiet.NONE  # TLS records are no chunks or frames
             if session.outgoing:
                 outgoing, session.outgoing = session.outgoing, b""
                 self._send(outgoing)

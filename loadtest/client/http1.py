@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import httptools
 
-from loadtest.client.receiver import Pieces
+from loadtest.client.receiver import Pieces, Quiet
 
 HEAD_LIMIT_BYTES = 65_536
 REPLY_LIMIT_BYTES = 1 << 26
@@ -88,9 +88,9 @@ class Session:
         self._times_s: list[float] = []
 
     @property
-    def quiet(self) -> bool:
-        """Whether the receiver may be quiet: see `PythonReceiver`."""
-        return False
+    def quiet(self) -> Quiet:
+        """Which pieces of the reply need not be taken at once."""
+        return Quiet.NONE
 
     def _found(self, message: bytes) -> None:
         """Take a message whose last byte is in the current piece."""
@@ -175,9 +175,9 @@ class HttpSession(Session):
         """Do nothing: all that was taken is parsed."""
 
     @property
-    def quiet(self) -> bool:
-        """Whether the receiver may be quiet: nothing need be looked at before the last chunk."""
-        return self._chunked and not self.ended
+    def quiet(self) -> Quiet:
+        """All before the last chunk, once the reply is known to have chunks."""
+        return Quiet.CHUNKS if self._chunked and not self.ended else Quiet.NONE
 
     def close(self) -> None:
         """Handle the end of the connection.

@@ -25,14 +25,21 @@ from loadtest.client.http1 import (
     Sink,
     read_on_arrival,
 )
-from loadtest.client.receiver import BLOCK_BYTES, Pieces, PieceStore
+from loadtest.client.receiver import (
+    BLOCK_BYTES,
+    DATA,
+    END_STREAM,
+    FRAME_HEAD_BYTES,
+    Pieces,
+    PieceStore,
+    Quiet,
+)
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
-END_STREAM = ACK = 0x1
+HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 1, 3, 4, 5, 6, 7, 8, 9
+ACK = 0x1
 END_HEADERS, PADDED, PRIORITY = 0x4, 0x8, 0x20
 HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 4, 5
-FRAME_HEAD_BYTES = 9
 DEFAULT_WINDOW = 65_535
 WIDEST_WINDOW = 2**31 - 1
 REFILL_BYTES = 1 << 28  # the connection's window is reopened after this many bytes
@@ -156,6 +163,11 @@ class GrpcSession(Session):
             elif kind in self._handlers:
                 self._handlers[kind](flags, stream, payload)
         self._rest = data[place:]
+
+    @property
+    def quiet(self) -> Quiet:
+        """Data, unless a frame has come in part: all other frames must be answered."""
+        return Quiet.NONE if self.ended or self._rest else Quiet.FRAMES
 
     def settle(self) -> None:
         """Extract the messages from the stored bytes. Raises as `take` does."""

@@ -10,12 +10,15 @@ import math
 import struct
 import time
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 RECEIVE_BYTES = 65_536
 ANCILLARY_BYTES = 64
 BLOCK_BYTES = 65_536  # a quiet receiver wakes its user once it keeps more
 UNSTAMPED = math.inf
+EMPTY_LINE = b"\r\n\r\n"
+FRAME_HEAD_BYTES, DATA, END_STREAM = 9, 0, 0x1  # of HTTP/2
 _unpacked = struct.Struct("qq").unpack_from  # seconds and nanoseconds of the wall clock
 
 
@@ -38,6 +41,20 @@ class Pieces(NamedTuple):
     def of(cls, data: bytes, read_s: float, delay_s: float = UNSTAMPED) -> Pieces:
         """Return one piece."""
         return cls(data, (len(data),), (read_s,), (delay_s,))
+
+
+class Quiet(IntEnum):
+    """Which pieces a receiver only keeps.
+
+    Attributes:
+        NONE: Every piece is to be looked at.
+        CHUNKS: Those that do not end a reply in HTTP's chunks, which ends with an empty line.
+        FRAMES: Those of whole HTTP/2 frames of data that do not end their stream.
+    """
+
+    NONE = 0
+    CHUNKS = 1
+    FRAMES = 2
 
 
 class PieceStore:
@@ -76,14 +93,15 @@ class PythonReceiver:
         wake: Called when the pieces are to be looked at.
 
     Attributes:
-        quiet: Whether pieces need no look unless they may end a chunked reply, or are many.
+        quiet: Which pieces need no look, unless there are many.
         closed: Whether the server has closed its end.
         error: The system's number of the error that ended receiving; 0: none.
         read_s: When bytes were read last, on the monotonic clock; 0: never.
     """
 
     def __init__(self, socket: Any, wake: Callable[[], object]) -> None:
-        self.quiet = self.closed = False
+        self.quiet = Quiet.NONE
+        self.closed = False
         self.error = 0
         self.read_s = 0.0
         self._socket, self._wake = socket, wake
@@ -104,14 +122,25 @@ class PythonReceiver:
             self._store.add(data, self.read_s, _delay_s(ancillary, time.time()))
         else:
             self.closed = True
-        # A chunked reply ends with an empty line; a shorter piece may be the rest of one.
-        if self.quiet and len(data) >= 4 and data[-4:] != b"\r\n\r\n" and self._store.size <= BLOCK_BYTES:  # noqa: PLR2004
-            return
-        self._wake()
+        if not data or self._store.size > BLOCK_BYTES or not _may_wait(self.quiet, data):
+            self._wake()
 
     def drain(self) -> tuple[bytes, Sequence[int], Sequence[float], Sequence[float]]:
         """Return the fields of the `Pieces` kept, and keep them no longer."""
         return self._store.drain()
+
+
+def _may_wait(quiet: Quiet, data: bytes) -> bool:
+    if quiet == Quiet.CHUNKS:  # a piece of less than an empty line may be the rest of one
+        return len(data) >= len(EMPTY_LINE) and not data.endswith(EMPTY_LINE)
+    if quiet != Quiet.FRAMES:
+        return False
+    place, size = 0, len(data)
+    while size - place >= FRAME_HEAD_BYTES:
+        if data[place + 3] != DATA or data[place + 4] & END_STREAM:
+            return False
+        place += FRAME_HEAD_BYTES + int.from_bytes(data[place : place + 3])
+    return place == size
 
 
 def _delay_s(ancillary: list[tuple[int, int, bytes]], real_s: float) -> float:

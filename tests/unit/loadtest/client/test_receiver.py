@@ -18,7 +18,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.client.receiver import BLOCK_BYTES, RECEIVE_BYTES, UNSTAMPED, Pieces, PythonReceiver, Receiver
+from loadtest.client.http2 import PING, frame
+from loadtest.client.receiver import (
+    BLOCK_BYTES,
+    DATA,
+    END_STREAM,
+    RECEIVE_BYTES,
+    UNSTAMPED,
+    Pieces,
+    PythonReceiver,
+    Quiet,
+    Receiver,
+)
 from loadtest.client.timestamps import ask_for_stamps
 
 CAN_COMPILE = shutil.which("cc") is not None and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
@@ -84,9 +95,9 @@ def test_pieces_are_kept_with_their_times_until_they_are_drained(ends: Ends) -> 
     assert (ends.looks, ends.drained().data) == (2, b"")
 
 
-def test_a_quiet_receiver_wakes_for_what_may_be_an_end_alone(ends: Ends) -> None:
+def test_a_receiver_of_chunks_wakes_for_what_may_be_an_end_alone(ends: Ends) -> None:
     """An empty line at the end of a piece, or a piece so short that it may be the rest of one."""
-    ends.receiver.quiet = True
+    ends.receiver.quiet = Quiet.CHUNKS
     looks = []
     for data in (b"5\r\nhello\r\n", b"0\r\n\r\n", b"more", b"\r\n\r\n", b"\n", b"x\r\n\r\ny"):
         ends.send(data)
@@ -95,9 +106,21 @@ def test_a_quiet_receiver_wakes_for_what_may_be_an_end_alone(ends: Ends) -> None
     assert ends.drained().data == b"5\r\nhello\r\n0\r\n\r\nmore\r\n\r\n\nx\r\n\r\ny"
 
 
+def test_a_receiver_of_frames_wakes_for_all_but_whole_frames_of_data(ends: Ends) -> None:
+    """Another kind of frame, the end of the stream, or a frame that comes in two pieces."""
+    ends.receiver.quiet = Quiet.FRAMES
+    data = frame(DATA, 0, 1, b"x" * 300)
+    looks = []
+    for piece in (data, data * 3, frame(DATA, 0, 1), data[:5], data[:20], data + frame(PING, 0, 0, b"12345678"),
+                  frame(DATA, END_STREAM, 1, b"x"), data + b"\0", b"\xff\xff\xff\0\0\0\0\0\1"):  # fmt: skip
+        ends.send(piece)
+        looks.append(ends.looks)
+    assert looks == [0, 0, 0, 1, 2, 3, 4, 5, 6]
+
+
 def test_a_quiet_receiver_wakes_when_it_keeps_much(ends: Ends) -> None:
     """What is kept stays small, however long the reply."""
-    ends.receiver.quiet = True
+    ends.receiver.quiet = Quiet.CHUNKS
     sent = 0
     while not ends.looks:
         ends.send(b"x" * 10_000)
@@ -108,7 +131,7 @@ def test_a_quiet_receiver_wakes_when_it_keeps_much(ends: Ends) -> None:
 
 def test_a_closed_connection_is_looked_at(ends: Ends) -> None:
     """The last bytes are still there, and the end is said."""
-    ends.receiver.quiet = True
+    ends.receiver.quiet = Quiet.CHUNKS
     ends.send(b"last words")
     ends.there.close()
     ends.receiver()
@@ -173,22 +196,34 @@ def test_the_kernels_time_is_told_as_a_delay(
 
 PIECES = st.lists(
     st.binary(min_size=1, max_size=40)
-    | st.sampled_from([b"\r\n\r\n", b"a\r\n\r\n", b"\n", b"x" * 30_000, b"y" * RECEIVE_BYTES, b"z" * 70_000]),
+    | st.sampled_from([b"\r\n\r\n", b"a\r\n\r\n", b"\n", b"x" * 30_000, b"y" * RECEIVE_BYTES, b"z" * 70_000])
+    | st.lists(
+        st.builds(
+            frame, st.sampled_from([DATA, DATA, PING]), st.sampled_from([0, 0, END_STREAM]), st.just(1), st.binary()
+        ),
+        max_size=3,
+    )
+    .map(b"".join)
+    .filter(bool),
     max_size=12,
 )
 
 
 @pytest.mark.skipif(Receiver is PythonReceiver, reason="no C compiler at the build")
-@given(PIECES, st.lists(st.booleans(), min_size=12, max_size=12), st.lists(st.booleans(), min_size=12, max_size=12))
+@given(
+    PIECES,
+    st.lists(st.sampled_from(Quiet), min_size=12, max_size=12),
+    st.lists(st.booleans(), min_size=12, max_size=12),
+)
 def test_the_compiled_receiver_does_what_the_reference_does(
-    sent: list[bytes], quiet: list[bool], drained: list[bool]
+    sent: list[bytes], quiet: list[Quiet], drained: list[bool]
 ) -> None:
     """Whatever comes, in whatever pieces: the same bytes and ends, and as many looks, after each receive."""
     both = [Ends(PythonReceiver), Ends(Receiver)]
     try:
-        for data, is_quiet, is_drained in zip(sent, quiet, drained, strict=False):
+        for data, how, is_drained in zip(sent, quiet, drained, strict=False):
             for each in both:
-                each.receiver.quiet = is_quiet
+                each.receiver.quiet = how
                 each.send(data)
                 if len(data) > RECEIVE_BYTES:
                     each.receiver()
