@@ -41,8 +41,8 @@ def roll_engine(
         UserError: The engine has another tokenizer, or another kind than the repository's.
         ToolError: It could not be loaded; the old one keeps serving.
     """
-    control = control_of(repository, running_server(repository))
     old = read_repository(repository)
+    control = control_of(repository, running_server(repository))
     _refuse(repository, old, engine_folder)
     beside = repository.with_name(f".{repository.name}.roll")
     try:

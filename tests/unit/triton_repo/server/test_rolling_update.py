@@ -7,9 +7,11 @@ from typing import cast
 
 import pytest
 
-from engines.errors import ToolError
+from engines.errors import ToolError, UserError
+from engines.files import MadeBy, to_json
+from tests.deployments import engine_of_kind
 from triton_repo.server.control import ENGINE_MODEL, Control, ControlError
-from triton_repo.server.rolling_update import GROWING, swap
+from triton_repo.server.rolling_update import GROWING, roll_engine, swap
 
 
 class Loader:
@@ -72,3 +74,10 @@ def test_a_roll_that_fails_restores_the_files(
         swap(repository, beside, 2, cast(Control, loader), GROWING)
     assert _tree(repository) == before
     assert not (repository / ENGINE_MODEL / "2").exists()
+
+
+def test_folders_given_in_the_wrong_order_are_told_apart(tmp_path: Path) -> None:
+    """An engine in the repository's place is named as one; no server is asked for."""
+    (tmp_path / "manifest.json").write_text(to_json(engine_of_kind("emulated")))
+    with pytest.raises(UserError, match="an engine folder, not a model repository"):
+        roll_engine(tmp_path, tmp_path, made_by=MadeBy(command="test", version="0"), progress=print)
