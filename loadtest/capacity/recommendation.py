@@ -59,9 +59,9 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
     queue = _queue_limit(searched, best, candidate)
     tasks = {
         **_other_sizes(searched, best, candidate),
-        "operating": [_sweep_task(f"{best.name} at its share", task, (operating_per_s,))],
+        "operating": [_sweep_task(f"{best.name} at its share of the peak", task, (operating_per_s,))],
         "operating_middle": [_sweep_task(f"{best.name}, middle", _at(task, NONE), (operating_per_s,))],
-        "reliefs": [CandidateTask(f"{best.name}: what binds", reliefs=Reliefs(task, best.found))] if best.found else [],
+        "reliefs": [CandidateTask(f"{best.name}: bottleneck", reliefs=Reliefs(task, best.found))] if best.found else [],
         "fleets": _fleet_tasks(searched, best, queue),
         "again": tasks_for(contenders, searched.task, demand, fleet_per_s=searched.rate_per_s),
         "sweeps": [load_curve_task(searched, each) for each in contenders],

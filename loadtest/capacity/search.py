@@ -272,7 +272,7 @@ def size_task(searched: Searched, row: Row, slowdown: Slowdown, start: int) -> C
     """Return the task that finds a row's smallest fleet at a slowdown, starting at `start` replicas."""
     task = searched.task(searched.candidate(row.name), searched.demand)
     size = SizeTask(task, slowdown, searched.rate_per_s, start, searched.demand.routing)
-    return CandidateTask(f"{row.name}: fleets of {start} and its neighbours", size=size)
+    return CandidateTask(f"{row.name}: fleets of about {start}", size=size)
 
 
 def smaller_gpu(searched: Searched, best: Row, head: Document, options: SearchOptions) -> Row | None:

@@ -13,7 +13,7 @@ from loadtest.capacity.simulation import ReplicaCapacity, Slowdown, Task
 from loadtest.capacity.tasks import CandidateTask
 
 STEP = 0.2
-SHORTER, LONGER, TWICE = "replies shorter", "replies longer", "twice the error"
+SHORTER, LONGER, TWICE = "replies shorter", "replies longer", "twice the prediction error"
 Lever = Literal["traffic", "reply length", "price of the recommended GPU", "prediction error"]
 
 

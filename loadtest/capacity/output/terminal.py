@@ -213,7 +213,8 @@ def _show_fleets(plan: CapacityPlan) -> None:
 def what_of(each: Checked) -> str:
     """Return a fleet's simulated situation in words."""
     if each.what == "loss":
-        return f"{each.lost} lost at the peak, {each.retried} requests sent again"
+        requests = "1 request" if each.retried == 1 else f"{each.retried} requests"
+        return f"{each.lost} lost at the peak, {requests} sent again"
     return {"peak": "peak, spares lost", "spot": "spot machines withdrawn"}[each.what]
 
 
