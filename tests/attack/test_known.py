@@ -35,6 +35,8 @@ REFUSED = {
     f"{PREDICT} --isl 8191 --requests 2 --concurrency 1": "none of 2 measured requests would succeed",
     f"{PREDICT} --scenario late.yaml": "'at_s' is '1e308'",
     f"{SERVE} --address=": "--address: it is empty",
+    f"{SERVE} --address ::1": "--address ::1: not an IPv4 address",
+    f"{SERVE} --address ..": "--address ..: not an IPv4 address",
     f"{SERVE} --http-port 70000": "70000 is not in the range 1<=x<=65535",
     f"{SERVE} --http-port 0": "0 is not in the range 1<=x<=65535",
     f"{SERVE} --http-port 8001": "--http-port and --grpc-port are both 8001",

@@ -12,7 +12,7 @@ from typing import Any
 from engines import console
 from engines.errors import MissingError, UserError
 from engines.files import made_by, to_json
-from engines.ports import free_ports
+from engines.ports import free_ports, ipv4_of
 from triton_repo.audit import check_repository, read_config
 from triton_repo.openai_api import read_keys
 from triton_repo.server import (
@@ -45,13 +45,27 @@ _EXPOSED = (
 )
 
 
+def _numeric(address: str) -> str:
+    """Return the IPv4 address to listen on: Triton's HTTP server never becomes ready on a name, nor on IPv6.
+
+    Raises:
+        UserError: It is empty, an IPv6 address, or an unknown name.
+    """
+    hint = "127.0.0.1 for this machine alone; 0.0.0.0 for every interface"
+    if not address:
+        raise UserError("--address: it is empty", hint=hint)
+    found = ipv4_of(address)
+    if found is None:
+        raise UserError(f"--address {address}: not an IPv4 address, nor the name of one", hint=hint)
+    return found
+
+
 def run(repository: Path, **flags: Any) -> None:
     """Serve a model repository with Triton; Ctrl-C and SIGTERM drain and stop it."""
     if flags["stop"]:
         _stop(repository, flags["drain_within"], as_json=flags["as_json"])
         return
-    if not flags["address"]:
-        raise UserError("--address: it is empty", hint="127.0.0.1 for this machine alone; 0.0.0.0 for every interface")
+    flags["address"] = _numeric(flags["address"])
     if not flags["address"].startswith("127."):
         console.progress(_EXPOSED.format(address=flags["address"]))
     check_repository(repository)
