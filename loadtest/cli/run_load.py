@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from engines.console import PORT, SECONDS, Command, common_flags, writing_flags
 from engines.errors import UserError
@@ -30,6 +31,8 @@ GROUPS = {
     ),
     "Watching": ("--web-ui", "--web-port", "--web-ui-linger"),
 }
+
+_OF_A_WORKER = {"--worker", "--master-host", "--port", "--within", "--verbose", "--json"}
 
 
 @click.command(
@@ -90,6 +93,7 @@ def run_load(**flags: Any) -> None:
 def _refuse_flags(flags: dict[str, Any]) -> None:
     """Refuse flags that exclude each other, and flags without the one they require."""
     if flags["worker"]:
+        _refuse_flags_of_a_load()
         return
     refuse_two_loads(flags)
     if flags["master"] and not flags["expect_workers"]:
@@ -107,4 +111,19 @@ def _refuse_flags(flags: dict[str, Any]) -> None:
         raise UserError(
             "--master and --workers exclude each other: --master waits for workers, --workers starts them",
             hint="run-load --worker also starts one on this machine",
+        )
+
+
+def _refuse_flags_of_a_load() -> None:
+    """Refuse what a worker would ignore: its load comes from the master."""
+    context = click.get_current_context()
+    given = {
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name is not None and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    }
+    if ignored := sorted(given - _OF_A_WORKER):
+        raise UserError(
+            f"--worker: {ignored[0]} has no effect, because the load comes from the master",
+            hint=f"give {ignored[0]} to run-load --master",
         )

@@ -104,7 +104,7 @@ def _verify(run: Path, plan_file: Path, *, as_json: bool, is_last: bool) -> None
         progress(text)
         return
     again = f"run-load with the plan's {CALIBRATE_NAME}, then plan-capacity --plan {plan_file} --calibrate-from RUN"
-    repeat = f"repeat run-load with the plan's {SCENARIO_NAME}: this run proves nothing"
+    repeat = f"repeat run-load with the plan's {SCENARIO_NAME}: this run cannot verify it"
     raise TargetMissedError(text, hint=repeat if found.validity_issues else again)
 
 
