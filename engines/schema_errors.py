@@ -32,6 +32,7 @@ _EXPECTED = {
     **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
     "string_type": _TEXT,
 }
+_MUST = {"Input should be ": "must be ", "String should match ": "must match the "}
 _SECONDS = {"ms": 1 / MS_PER_S, "s": 1, "m": 60, "min": 60, "h": 3600}
 _SHOWN = 80  # characters of a value
 
@@ -94,7 +95,9 @@ def _said(error: ErrorDetails) -> str:
         least = context["min_length"]
         return f"expected at least {least} {'entry' if least == 1 else 'entries'}"
     message = error["msg"].removeprefix("Value error, ")
-    return _EXPECTED.get(error["type"]) or re.sub("^Input should be ", "must be ", message)
+    return _EXPECTED.get(error["type"]) or re.sub(
+        "^Input should be |^String should match ", lambda found: _MUST[found[0]], message
+    )
 
 
 def _instead(error: ErrorDetails, *, in_seconds: bool) -> str | None:
@@ -104,7 +107,20 @@ def _instead(error: ErrorDetails, *, in_seconds: bool) -> str | None:
         return f"a list is in brackets: [{given}]"
     if expected is _TEXT and isinstance(given, bool | int | float | date):
         return "put it in quotes; without them YAML reads a truth value, a number or a date"
+    if error["type"] == "string_pattern_mismatch":
+        return _hint_of_pattern(str(given), error["ctx"]["pattern"])
     return _hint_of_time(given) if in_seconds else None
+
+
+def _hint_of_pattern(given: str, pattern: str) -> str | None:
+    """Return the name nearest to a given one that matches; None if there is none so simple.
+
+    >>> _hint_of_pattern("My Chat", "^[a-z-]+$"), _hint_of_pattern("9", "^[a-z]+$")
+    ("try 'my-chat'", None)
+    """
+    joined = re.sub(r"[^\w.-]+", "-", given).strip("-")
+    nearest = (joined, joined.lower(), re.sub(r"[_.]", "-", joined.lower()))
+    return next((f"try '{each}'" for each in nearest if re.search(pattern, each)), None)
 
 
 def _hint_of_time(given: object) -> str | None:

@@ -168,6 +168,7 @@ class Typed(Strict):
     inner: Inner = Inner()
     names: dict[Literal["p95", "p99"], float] = Field({})
     share: Annotated[float, Field(le=1)] = 0.0
+    label: Annotated[str, Field(pattern="^[a-z-]+$")] = "a"
     some: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
     is_open: bool = False
     name: str = ""
@@ -186,6 +187,7 @@ class Typed(Strict):
         ({"name": ["a"]}, "x: name: expected text (found ['a'])"),
         ({"names": {"p96": 1}}, "x: names.p96: must be 'p95' or 'p99' (found 'p96')"),
         ({"share": 2}, "x: share: must be less than or equal to 1 (found 2)"),
+        ({"label": "My Chat"}, "x: label: must match the pattern '^[a-z-]+$' (found 'My Chat')"),
         ({"some": []}, "x: some: expected at least 1 entry (found [])"),
         ({"name": None}, "x: name: expected text (found nothing)"),
         ({"name": True}, "x: name: expected text (found true)"),
