@@ -40,27 +40,29 @@ static char received[RECEIVE_BYTES]; /* of one receive: only one runs at a time 
 
 static double seconds_of(const struct timespec *time) { return (double)time->tv_sec + (double)time->tv_nsec * 1e-9; }
 
-static bool has_room(void **memory, Py_ssize_t *room, Py_ssize_t needed, size_t each)
+/* Returns the memory, moved where it had too little room; NULL where there is none. */
+static void *with_room(void *memory, Py_ssize_t *room, Py_ssize_t needed, size_t each)
 {
-    if (needed <= *room) return true;
+    if (needed <= *room) return memory;
     Py_ssize_t larger = needed + needed / 2;
-    void *moved = PyMem_Realloc(*memory, (size_t)larger * each);
-    if (!moved) return false;
-    *memory = moved;
-    *room = larger;
-    return true;
+    void *moved = PyMem_Realloc(memory, (size_t)larger * each);
+    if (moved) *room = larger;
+    return moved;
 }
 
 static bool keep(Receiver *self, const char *data, Py_ssize_t size, double read_s, double delay_s)
 {
-    if (!has_room((void **)&self->bytes, &self->room, self->size + size, 1) ||
-        !has_room((void **)&self->pieces, &self->pieces_room, self->count + 1, sizeof(Piece))) {
+    char *bytes = with_room(self->bytes, &self->room, self->size + size, 1);
+    if (bytes) self->bytes = bytes;
+    Piece *pieces = with_room(self->pieces, &self->pieces_room, self->count + 1, sizeof(Piece));
+    if (pieces) self->pieces = pieces;
+    if (!bytes || !pieces) {
         PyErr_NoMemory();
         return false;
     }
-    memcpy(self->bytes + self->size, data, (size_t)size);
+    memcpy(bytes + self->size, data, (size_t)size);
     self->size += size;
-    self->pieces[self->count++] = (Piece){read_s, delay_s, self->size};
+    pieces[self->count++] = (Piece){read_s, delay_s, self->size};
     return true;
 }
 
