@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,9 @@ def test_a_comparison_is_what_the_command_says() -> None:
         assert seen.command == row["command"]
 
 
+README = (ROOT / "README.md").read_text("utf-8")
+ANY_POINTS = "Calibrated on any 6 points"
+
 # What the README's table calls a row of the page, and whether NVIDIA's simulator is meant.
 README_ROWS = {
     "Triton's official open-loop table": ("Open-loop Triton table, uncalibrated", False),
@@ -66,7 +70,7 @@ README_ROWS = {
 @pytest.mark.parametrize("begin", README_ROWS)
 def test_the_readme_states_what_the_files_say(begin: str) -> None:
     """Every error in the README is the mean of its row's comparisons, or the median where that is the goal's."""
-    (line,) = (line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith(f"| {begin}"))
+    (line,) = (line for line in README.splitlines() if line.startswith(f"| {begin}"))
     row, beside = README_ROWS[begin]
     cases = [found for found in map(read_comparison, CASES) if found.case.row == row]
     cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
@@ -77,6 +81,14 @@ def test_the_readme_states_what_the_files_say(begin: str) -> None:
         assert cell.split(" %")[0] == (
             f"{np.median(errors) if is_median else errors.mean():.1f}" if len(errors) else "-"
         )
+
+
+def test_the_readme_states_what_six_points_give() -> None:
+    """The three errors are those of the page's row, which is made of calibrated.csv."""
+    (row,) = (line for line in calibrated_table(read_rows()).splitlines() if line.startswith(f"| **{ANY_POINTS}**"))
+    errors = re.findall(r"([\d.]+) %, [+-]", row)
+    stated = re.findall(r"off by ([\d.]+) % \(tokens/s\), ([\d.]+) % \(ITL\) and ([\d.]+) % \(TTFT; median\)", README)
+    assert stated == [tuple(errors)]
 
 
 def test_the_page_is_made_of_the_files() -> None:
