@@ -12,7 +12,7 @@ from loadtest.capacity.day import day_of
 from loadtest.capacity.decision import Row, Sized, costed, resized
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Routing
 from loadtest.capacity.pareto import frontier_of
-from loadtest.capacity.replica_count import worst_loss
+from loadtest.capacity.replica_count import replicas_text, worst_loss
 from loadtest.capacity.scaling import compared_laws
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.search import Searched, SearchOptions, run_tasks, size_task
@@ -283,7 +283,7 @@ def _max_tokens_note(searched: Searched, best: Row, found: Sequence[ReplicaCapac
     )
     saves = row.needed is not None and row.needed < (best.needed or 0)
     cost = "" if row.usd_per_month is None else f", {row.usd_per_month:,.0f} USD a month"
-    replicas = "1 replica" if row.replicas == 1 else f"{row.replicas} replicas"
+    replicas = replicas_text(row.replicas)
     if best.scheduler_policy == "max_utilization":
         text = (
             f"The recommended engine reserves no KV cache for max_tokens ({shape.max_tokens:,}); it evicts requests "

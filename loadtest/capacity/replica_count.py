@@ -35,6 +35,15 @@ def size_for(peak_per_s: float, replica_per_s: float, availability: Availability
     return Size(needed, total_for(needed, availability))
 
 
+def replicas_text(count: int | None) -> str:
+    """Return a number of replicas in words.
+
+    >>> replicas_text(1), replicas_text(2)
+    ('1 replica', '2 replicas')
+    """
+    return "1 replica" if count == 1 else f"{count} replicas"
+
+
 def needed_for(load_per_s: float, replica_per_s: float) -> int:
     """Return how many replicas carry a load.
 

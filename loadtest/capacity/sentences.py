@@ -9,6 +9,7 @@ from engines.units import three_digits
 from loadtest.capacity.accuracy import interval_text
 from loadtest.capacity.decision import Market, Row, costed, latencies_of
 from loadtest.capacity.inputs import Demand
+from loadtest.capacity.replica_count import replicas_text
 from loadtest.capacity.simulation import RateProbe
 
 
@@ -16,7 +17,7 @@ def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> 
     """Return the recommendation as sentences."""
     batch = "" if row.max_batch_size is None else f" (max batch size {row.max_batch_size}, {row.max_num_tokens} tokens)"
     gpus = f"{row.tensor_parallel} x {row.gpu}" if row.tensor_parallel > 1 else row.gpu
-    replicas = "1 replica" if row.replicas == 1 else f"{row.replicas} replicas"
+    replicas = replicas_text(row.replicas)
     lost = f" with {size_of_loss} of them lost" if size_of_loss else ""
     worst = None if row.accuracy is None else row.accuracy.worst
     loss = "" if worst is None else f", losing {worst.loss:.3f} of {worst.task}'s questions ({interval_text(worst)})"

@@ -11,6 +11,7 @@ import numpy as np
 from engines.files import Strict
 from engines.steptime import Z_95
 from loadtest.capacity.inputs import Routing
+from loadtest.capacity.replica_count import replicas_text
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
 from loadtest.capacity.simulation.load_bench import LEAD_LIVES, TAIL_LIVES, LoadBench, Task
 from loadtest.capacity.simulation.max_rate import RateProbe, probe_of
@@ -56,7 +57,7 @@ class FleetTask(NamedTuple):
     @property
     def name(self) -> str:
         """Description for progress."""
-        return f"{self.replicas} replicas, {self.what}, {self.routing.replace('_', ' ')}"
+        return f"{replicas_text(self.replicas)}, {self.what}, {self.routing.replace('_', ' ')}"
 
     @property
     def key(self) -> str:
