@@ -20,6 +20,11 @@ class Waves(NamedTuple):
     reads: float
     blocks: int = 1
 
+    @property
+    def factors(self) -> dict[str, float]:
+        """Its fields as those of `Factors`."""
+        return {f"wave_{name}": value for name, value in self._asdict().items()}
+
 
 SPLIT = Waves(1.0, 1.0)  # split along the context: no waves
 

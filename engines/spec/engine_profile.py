@@ -108,8 +108,7 @@ class EngineProfile(Strict):
         if gpu.device == "cpu":
             return self.factors
         if self.unsplit_attention:
-            waves = waves_on(placed)
-            changed = {"wave_sequences": waves.sequences, "wave_reads": waves.reads, "wave_blocks": waves.blocks}
+            changed = waves_on(placed).factors
         if shared_from is not None and gpu.sm < shared_from:
             changed["mixed_kv_reads"] = model.attention_heads / model.kv_heads
         return self.factors.model_copy(update=changed) if changed else self.factors

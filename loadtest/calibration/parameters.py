@@ -142,7 +142,7 @@ def _on_cpu(prior: Prior, cpu: GpuSpec) -> Prior:
 def factors_of(logs: Array, waves: Waves, mixed_kv_reads: float = 1.0) -> Factors:
     """Return the factors encoded in a parameter vector."""
     values = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True) if parameter.step}
-    values |= {"wave_sequences": waves.sequences, "wave_reads": waves.reads, "wave_blocks": waves.blocks}
+    values |= waves.factors
     if waves == SPLIT:
         values["wave_tail"] = 0.0
     else:
