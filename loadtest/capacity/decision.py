@@ -12,7 +12,7 @@ from engines.units import three_digits
 from loadtest.capacity.accuracy import CandidateAccuracy, ranked_loss
 from loadtest.capacity.candidates import RANK, Basis, Candidate
 from loadtest.capacity.inputs import HOURS_PER_MONTH, SECONDS_PER_MONTH, Demand, Price
-from loadtest.capacity.replica_count import size_for, total_for
+from loadtest.capacity.replica_count import replicas_text, size_for, total_for
 from loadtest.capacity.simulation import (
     Carried,
     Constraint,
@@ -297,7 +297,7 @@ def _too_slow(row: Row, found: ReplicaCapacity, demand: Demand, market: Market) 
     month = usd_per_month(row, size.total)
     return (
         f"a replica carries less than {three_digits(above)} requests/s ({found.promised.limited_by} fails first): "
-        f"at least {size.total} replicas" + ("" if month is None else f", {month:,.0f} USD a month")
+        f"at least {replicas_text(size.total)}" + ("" if month is None else f", {month:,.0f} USD a month")
     )
 
 

@@ -103,7 +103,7 @@ def _smaller_traffic(demand: Demand, market: Market, rows: Sequence[Row]) -> str
     )
     return (
         f"nearest possible: within the limits, {within}; all of it takes {price}"
-        f"at least {fewest.replicas} replicas ({fewest.name})"
+        f"at least {replicas_text(fewest.replicas)} ({fewest.name})"
     )
 
 

@@ -15,6 +15,7 @@ from loadtest.capacity.inputs import Demand
 from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
 from loadtest.capacity.output.scaling_page import NOT_PAYING, check_words, law_words, unscaled_words
+from loadtest.capacity.replica_count import replicas_text
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
@@ -134,7 +135,8 @@ def show_first(rows: Sequence[Row]) -> None:
         if row.rate_per_s is not None and row.replicas is not None:
             cost = "no price" if row.usd_per_month is None else f"{row.usd_per_month:,.0f} USD/month"
             progress(
-                f"{row.name}: {rate_text(row.sizes[0])} requests/s per replica, about {row.replicas} replicas, {cost}"
+                f"{row.name}: {rate_text(row.sizes[0])} requests/s per replica, about {replicas_text(row.replicas)}, "
+                f"{cost}"
             )
 
 
