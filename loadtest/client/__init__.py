@@ -1,9 +1,10 @@
 """Clients: connections, HTTP, TLS, timestamps, protocols. May import `traffic`, `results` and `scenario`."""
 
 from loadtest.client.connection import Connection, Readings, ServerConnections, UnreachableError
-from loadtest.client.discovery import ServedModel, default_model, discover_protocol, served_models
+from loadtest.client.discovery import discover_protocol
 from loadtest.client.endpoint import PROTOCOLS, Endpoint, ProtocolName, endpoint_of
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
+from loadtest.client.served_models import ServedModel, default_model, served_models
 from loadtest.client.server_info import server_facts
 
 __all__ = [

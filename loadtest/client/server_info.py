@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import socket
-import urllib.request
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from engines.errors import MissingError, UserError
-from engines.http_fetch import Answer, Deadline, bearer, connected, fetch, received
+from engines.http_fetch import bearer
 from engines.model_list import listed_models
-from loadtest.client.endpoint import Endpoint, tls_context
-from loadtest.client.http1 import CutError, ProtocolError, error_text
-from loadtest.client.http2 import GrpcSession, call_headers
+from loadtest.client.endpoint import Endpoint
+from loadtest.client.http1 import error_text
 from loadtest.client.protocols import counts_are_exact
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
-from loadtest.client.receiver import Pieces
+from loadtest.client.queries import NEEDS_KEY, RefusedError, answer_of, call, key_hint, no_server
+from loadtest.client.served_models import not_served, ready_models, served_models
 from loadtest.results import ServerFacts
 
-ANSWER_WITHIN_S = 5.0
-ANSWER_LIMIT_BYTES = 1 << 22
 ENGINE_KIND = "X-Engine-Kind"
-_NO_MODEL = "serve a repository that contains it with serve-repo"
 _HTTP_ASKS_IT = "use --protocol triton-http"
 # Some gateways do not list models; transformers serve fails on its list if the machine has no Hugging Face cache.
-UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # in OpenSSL's text of the error
-NEEDS_KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _LISTS_NO_MODELS = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.INTERNAL_SERVER_ERROR}
 _Documents = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
 
@@ -50,7 +44,11 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
         return _openai_facts(endpoint, url, model, key), None
     if endpoint.protocol not in _READERS:
         return _measured(endpoint, url, model), None
-    metadata, config, preprocessing = _READERS[endpoint.protocol](endpoint, model)
+    try:
+        metadata, config, preprocessing = _READERS[endpoint.protocol](endpoint, model)
+    except RefusedError as refused:
+        names = [each.name for each in served_models(endpoint, None)] or ready_models(endpoint)
+        raise not_served(url, model, names) if names and model not in names else refused from refused
     parameters = _parameters(config)
     engine = parameters if model == ENGINE_MODEL else _engine_parameters(endpoint)
     emulated = engine.get("emulated") == "true"
@@ -88,7 +86,7 @@ def _engine_parameters(endpoint: Endpoint) -> dict[str, str]:
 def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:
     """Return the facts from the list of models; an emulated server states its kind in a header (`ENGINE_KIND`)."""
     path = f"{endpoint.v1_path}/models"
-    answer = _answer(endpoint, "OpenAI", path, bearer(key))
+    answer = answer_of(endpoint, "OpenAI", path, bearer(key))
     if answer.status in _LISTS_NO_MODELS:
         return _measured(endpoint, url, model)
     if answer.status >= HTTPStatus.BAD_REQUEST:
@@ -102,16 +100,9 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
             hint="check that this is an OpenAI-compatible server",
         ) from error
     if model not in names:
-        raise MissingError(f"{url}: no model '{model}'", hint=f"--model: one of {', '.join(sorted(names)[:8])}")
+        raise not_served(url, model, sorted(names))
     emulated, time_scale = engine_kind(answer.headers.get(ENGINE_KIND, ""))
     return _measured(endpoint, url, model).model_copy(update={"emulated": emulated, "time_scale": time_scale})
-
-
-def key_hint(endpoint: Endpoint, key: str | None) -> str:
-    """Return what to try when a server refuses a request without a key, or with this one."""
-    if key is None:
-        return f"set {endpoint.api_key_env} to a key of this server, or name another variable with --api-key-env"
-    return f"check the key in ${endpoint.api_key_env}"
 
 
 def _measured(endpoint: Endpoint, url: str, model: str) -> ServerFacts:
@@ -153,7 +144,7 @@ def engine_kind(header: str) -> tuple[bool, float]:
 def _read_http(endpoint: Endpoint, model: str) -> _Documents:
     """Return the metadata of the server, of the model, and of the tokenizing model if there is one."""
     metadata = _get_json(endpoint, "/v2")
-    config = _get_json(endpoint, f"/v2/models/{model}/config")
+    config = _get_json(endpoint, f"/v2/models/{quote(model, safe='')}/config")
     try:
         return metadata, config, _get_json(endpoint, "/v2/models/preprocessing/config")
     except MissingError:
@@ -161,25 +152,17 @@ def _read_http(endpoint: Endpoint, model: str) -> _Documents:
 
 
 def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:
-    answer = _answer(endpoint, "Triton", endpoint.base_path + path, {})
+    answer = answer_of(endpoint, "Triton", endpoint.base_path + path, {})
     if answer.status >= HTTPStatus.BAD_REQUEST:
         text = error_text(answer.body) or f"status {answer.status}"
-        raise MissingError(f"{endpoint.authority}: {path}: {text}", hint=_NO_MODEL)
+        raise RefusedError(f"{endpoint.authority}: {path}: {text}")
     try:
         document = json.loads(answer.body)
     except (ValueError, RecursionError) as error:
-        raise _no_server(endpoint, "Triton", error) from error
+        raise no_server(endpoint, "Triton", error) from error
     if not isinstance(document, dict):
-        raise _no_server(endpoint, "Triton", ValueError(f"{path} is not a JSON object"))
+        raise no_server(endpoint, "Triton", ValueError(f"{path} is not a JSON object"))
     return document
-
-
-def _answer(endpoint: Endpoint, kind: str, path: str, headers: dict[str, str]) -> Answer:
-    request = urllib.request.Request(endpoint.url(path), headers=headers)
-    try:
-        return fetch(request, limit_s=ANSWER_WITHIN_S, limit_bytes=ANSWER_LIMIT_BYTES, context=tls_context(endpoint))
-    except OSError as error:
-        raise _no_server(endpoint, kind, error) from error
 
 
 def _read_grpc(endpoint: Endpoint, model: str) -> _Documents:
@@ -204,65 +187,6 @@ def _read_grpc(endpoint: Endpoint, model: str) -> _Documents:
 
 
 _READERS = {"triton-http": _read_http, "triton-grpc": _read_grpc}
-
-
-def call(endpoint: Endpoint, method: str, request: bytes, *, limit_s: float = ANSWER_WITHIN_S) -> bytes:
-    """Make one call to Triton's gRPC service and return its single response.
-
-    Raises:
-        MissingError: No server answers, or it answers with an error.
-    """
-    path = f"/inference.GRPCInferenceService/{method}"
-    session = GrpcSession(call_headers(path, endpoint.authority, tls=endpoint.tls))
-    messages: list[bytes] = []
-    deadline, buffer = Deadline(limit_s), bytearray(65_536)
-    try:
-        with _connected(endpoint, deadline) as connection:
-            connection.sendall(session.begin(request, lambda found, _: messages.extend(found)))
-            while not session.ended:
-                count = received(connection, buffer, deadline)
-                if not count:
-                    session.close()
-                session.take(Pieces.of(bytes(buffer[:count]), 0.0))
-                connection.sendall(session.outgoing)
-                session.outgoing = b""
-    except CutError as error:
-        raise _no_server(endpoint, "Triton", error) from error
-    except ProtocolError as error:
-        raise MissingError(f"{endpoint.authority}: {method}: {error}", hint=_NO_MODEL) from error
-    except OSError as error:
-        raise _no_server(endpoint, "Triton", error) from error
-    return messages[0] if messages else b""
-
-
-def _connected(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
-    connection = connected(endpoint.host, endpoint.port, deadline)
-    context = tls_context(endpoint, protocol="h2")
-    if context is None:
-        return connection
-    try:
-        return context.wrap_socket(connection, server_hostname=endpoint.host)
-    except OSError:
-        connection.close()
-        raise
-
-
-def untrusted(endpoint: Endpoint, reason: str) -> MissingError:
-    """Return the error for a server whose certificate is not trusted."""
-    return MissingError(
-        f"{endpoint.authority}: the certificate is not trusted: {reason}",
-        hint="trust its issuer with --ca-file, or skip verification with --insecure",
-    )
-
-
-def _no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
-    if UNTRUSTED in str(error):
-        return untrusted(endpoint, str(error))
-    reason = error.strerror if isinstance(error, OSError) else None
-    return MissingError(
-        f"no {kind} server answers at {endpoint.authority}: {reason or str(error) or type(error).__name__}",
-        hint="check that the server is running, and check --url and --protocol",
-    )
 
 
 def _parameters(config: dict[str, Any]) -> dict[str, str]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.client.discovery import ServedModel, default_model, discover_protocol, served_models
+from loadtest.client.discovery import discover_protocol
 from loadtest.client.endpoint import ProtocolName, endpoint_of
+from loadtest.client.served_models import ServedModel, default_model, ready_models, served_models
 
 TRITON = {"/v2": (200, {"name": "triton", "version": "2.51.0", "extensions": []})}
 OPENAI = {"/v1/models": (200, {"object": "list", "data": [{"id": "q", "root": "Qwen/Qwen3-8B"}]})}
@@ -55,6 +56,9 @@ def test_models_are_listed_by_every_kind_of_server(serve: Callable[..., int]) ->
     assert default_model(found, is_openai=False) == "tensorrt_llm"
     assert default_model([ServedModel("vllm_model")], is_openai=False) == "vllm_model"
     assert served_models(endpoint_of(f"http://127.0.0.1:{serve({})}", "openai-chat"), None) == []
+    ready = {f"/v2/models/{name}/config": (200, {"name": name}) for name in ("ensemble", "tensorrt_llm")}
+    private = endpoint_of(f"http://127.0.0.1:{serve(ready)}", "triton-http")
+    assert (served_models(private, None), ready_models(private)) == ([], ["tensorrt_llm", "ensemble"])
 
 
 @pytest.mark.parametrize(

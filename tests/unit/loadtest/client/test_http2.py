@@ -36,8 +36,8 @@ from loadtest.client.http2 import (
     call_headers,
     frame,
 )
+from loadtest.client.queries import call
 from loadtest.client.receiver import Pieces
-from loadtest.client.server_info import call
 
 NO_STATUS = [(":status", "200"), ("content-type", "application/grpc")]
 

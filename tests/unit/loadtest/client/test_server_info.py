@@ -81,5 +81,21 @@ def test_triton_says_what_its_engine_is(serve: Callable[..., int]) -> None:
     assert (facts.triton_version, facts.emulated, facts.time_scale, facts.engine) == ("2.51.0", True, 4.0, "an engine")
     assert (facts.perf_metrics, tokenizer, facts.counts_are_exact) == (False, "/t", True)
     assert server_facts(endpoint, "u", "tensorrt_llm")[0].perf_metrics
-    with pytest.raises(MissingError, match="/v2/models/other/config"):
-        server_facts(endpoint, "u", "other")
+
+
+def test_a_model_that_triton_does_not_serve_is_met_with_those_it_does(serve: Callable[..., int]) -> None:
+    """From its index; if that is restricted, from the usual models' own answers; else Triton's answer is the error."""
+    version = {"/v2": (200, {"version": "2.51.0"})}
+    index = {"/v2/repository/index": (200, [{"name": "mine"}, {"name": "preprocessing"}])}
+    usual = {"/v2/models/ensemble/config": (200, {"input": []}), "/v2/repository/index": (403, {})}
+    for pages, hint in ((index, "mine"), (usual, "ensemble")):
+        with pytest.raises(MissingError, match=r"^u: no model 'an/other'$") as caught:
+            server_facts(_endpoint(serve(version | pages), "triton-http"), "u", "an/other")
+        assert caught.value.hint == f"--model: one of {hint}"
+    with pytest.raises(MissingError, match="/v2/models/an%2Fother/config") as caught:
+        server_facts(_endpoint(serve(version), "triton-http"), "u", "an/other")
+    assert caught.value.hint == "check --url, --protocol and --model"
+    many = [{"id": f"m{each}"} for each in range(9)]
+    with pytest.raises(MissingError) as caught:
+        server_facts(_endpoint(serve({"/v1/models": (200, {"data": many})})), "u", "other")
+    assert caught.value.hint == "--model: one of m0, m1, m2, m3, m4, m5, m6, m7 and 1 more"
