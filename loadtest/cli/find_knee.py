@@ -45,7 +45,7 @@ GROUPS = {
     "--objective",
     multiple=True,
     metavar="QUANTITY.STATISTIC=SECONDS",
-    help="An objective, for example ttft_s.p95=0.5; may be repeated.",
+    help="An objective, for example ttft_s.p95=0.5, or errors_ratio=0.01; may be repeated.",
 )
 @click.option(
     "--by",

@@ -11,7 +11,7 @@ from engines.files import validate
 from loadtest.cli.tables import warn_of_limits
 from loadtest.metrics import scopes_of
 from loadtest.results import load_text
-from loadtest.scenario import Scenario, read_scenario, with_duration
+from loadtest.scenario import Load, Scenario, loads_in, read_scenario, refuse_ignored, with_duration
 from loadtest.traffic import ConversationSampler, plans_of
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class LoadOptions:
     prompts: str | None = None
     seed: int | None = None
     keep_going: bool = False
+    axis: str | None = None  # what find-knee searches over
 
 
 # Keys of a scenario, with the option and the flag that set them.
@@ -65,7 +66,7 @@ def scenario_of(options: LoadOptions) -> Scenario:
     """Return the named or default scenario, overridden by flags; print its objectives that look like milliseconds.
 
     Raises:
-        UserError: As `read_scenario` and `validate` do; or a flag would have no effect.
+        UserError: As `read_scenario` and `validate` do; or a flag, or a key of the file, would have no effect.
     """
     base = read_scenario(options.scenario_name) if options.scenario_name else Scenario()
     values = base.model_dump()
@@ -85,12 +86,24 @@ def scenario_of(options: LoadOptions) -> Scenario:
     values["lengths"].update(lengths)
     given = {key: flag for key, (name, flag) in _FLAGS.items() if getattr(options, name) is not None}
     scenario = validate(values, Scenario, where="flags", flags=given)
-    if options.requests is not None and scenario.is_open:
-        raise UserError(
-            "--requests does not apply to an open loop, which sends for a duration", hint="--duration SECONDS"
-        )
+    _refuse_ignored(options, base, scenario)
     warn_of_limits(*(scope.objectives for scope in scopes_of(scenario)))
     return scenario
+
+
+def _refuse_ignored(options: LoadOptions, base: Scenario, scenario: Scenario) -> None:
+    """Refuse flags, and keys of the scenario's file, that its load ignores; a load in flags replaces the file's."""
+    by_axis: dict[str | None, Load] = {"rate": "rate_per_s", "concurrency": "concurrency"}
+    load = next(iter(loads_in(base)), by_axis.get(options.axis, scenario.load))
+    in_file = {key: f"{options.scenario_name}: {key}" for key in base.model_fields_set}
+    given = {key: flag for key, (name, flag) in _FLAGS.items() if getattr(options, name) is not None}
+    if scenario.load == "arrivals":
+        given.pop("duration_s", None)  # it is the arrivals' own
+    if options.axis is None:
+        refuse_ignored(
+            given, scenario, scenario.load, hint="--duration SECONDS" if scenario.is_open else "--requests N"
+        )
+    refuse_ignored(in_file, base, load, hint="omit it")
 
 
 def outlook(scenario: Scenario) -> Iterator[str]:
@@ -124,10 +137,6 @@ def _load(options: LoadOptions, base: Scenario) -> dict[str, Any]:
         found = {"rate_per_s": rates, "arrivals": None}
     if duration_s is None:
         return found
-    if users is not None or not (base.is_open or rates is not None):
-        raise UserError(
-            "--duration does not apply to a closed loop, which sends a fixed number of requests", hint="--requests N"
-        )
-    if rates is None and base.arrivals is not None:
+    if users is None and rates is None and base.arrivals is not None:
         return {**found, "arrivals": with_duration(base.arrivals, duration_s).model_dump()}
     return {**found, "duration_s": duration_s}

@@ -11,18 +11,18 @@ from loadtest.scenario.arrivals import (
     with_duration,
 )
 from loadtest.scenario.distributions import even
+from loadtest.scenario.reading import inputs_of, loads_in, read_scenario, refuse_ignored
 from loadtest.scenario.schema import (
     DEFAULT_OSL,
     GENERATED_PROMPTS,
     Conversations,
     Kind,
     Lengths,
+    Load,
     Prefixes,
     Scenario,
     TrafficClass,
     ValidityLimits,
-    inputs_of,
-    read_scenario,
 )
 from loadtest.scenario.slo import (
     QUANTITIES,
@@ -30,6 +30,7 @@ from loadtest.scenario.slo import (
     Objectives,
     ObjectiveScope,
     Quantity,
+    Statistic,
     Verdict,
     clock_start_s,
     evaluate,
@@ -51,6 +52,7 @@ __all__ = [
     "Goodput",
     "Kind",
     "Lengths",
+    "Load",
     "NotNegative",
     "ObjectiveScope",
     "Objectives",
@@ -60,6 +62,7 @@ __all__ = [
     "Process",
     "Quantity",
     "Scenario",
+    "Statistic",
     "Steps",
     "Trace",
     "TrafficClass",
@@ -71,9 +74,11 @@ __all__ = [
     "evaluate",
     "even",
     "inputs_of",
+    "loads_in",
     "objectives_text",
     "read_scenario",
     "read_trace",
+    "refuse_ignored",
     "share_of",
     "unlikely_limits",
     "with_duration",

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, JsonValue, field_validator, model_validator
 
-from engines.errors import UserError
-from engines.files import MAX_TOKENS, Source, Strict, read_yaml, require_file, source_of
+from engines.files import MAX_TOKENS, Strict
 from loadtest.scenario.arrivals import Arrivals
 from loadtest.scenario.distributions import Distribution, PairsOf, Pause, TokensOrAuto, fixed
 from loadtest.scenario.slo import Objectives
-from loadtest.scenario.traces import MAX_ARRIVALS, PATHS_HINT, Trace
+from loadtest.scenario.traces import MAX_ARRIVALS, Trace
 
 GENERATED_PROMPTS = ("chat", "random")
 DEFAULT_ISL, DEFAULT_OSL = 256, 64
@@ -26,7 +23,7 @@ MAX_RATE_PER_S = 100_000.0
 LONGEST_S = 1e7  # 116 days
 Users = Annotated[int, Field(ge=1, le=MAX_USERS)]
 RatePerS = Annotated[float, Field(gt=0, le=MAX_RATE_PER_S)]
-_LOADS = ("concurrency", "rate_per_s", "arrivals")  # kinds of load, of which a scenario has one
+Load = Literal["concurrency", "rate_per_s", "arrivals"]
 PROMPT_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
@@ -268,7 +265,14 @@ class Scenario(Strict):
     @property
     def is_open(self) -> bool:
         """Whether the scenario is an open loop."""
-        return self.rate_per_s is not None or self.arrivals is not None
+        return self.load != "concurrency"
+
+    @property
+    def load(self) -> Load:
+        """The key that states its load."""
+        if self.arrivals is not None:
+            return "arrivals"
+        return "concurrency" if self.rate_per_s is None else "rate_per_s"
 
     @property
     def is_uniform(self) -> bool:
@@ -283,9 +287,7 @@ class Scenario(Strict):
     @property
     def levels(self) -> int:
         """Number of levels."""
-        if self.arrivals is not None:
-            return 1
-        return len(self.concurrency if self.rate_per_s is None else self.rate_per_s)
+        return 1 if self.load == "arrivals" else len(getattr(self, self.load))
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -330,7 +332,7 @@ class Scenario(Strict):
         changed["classes"] = tuple(each.model_copy(update=_moved(each, move)) for each in self.classes)
         if isinstance(self.arrivals, Trace):
             changed["arrivals"] = self.arrivals.model_copy(update={"path": move(self.arrivals.path)})
-        return self.model_copy(update=changed)
+        return self.model_copy(update={key: value for key, value in changed.items() if key in self.model_fields_set})
 
 
 def _length(length: Distribution | str, auto: Distribution | None) -> Distribution | None:
@@ -379,46 +381,3 @@ def _moved(of: Scenario | TrafficClass, move: Callable[[str], str]) -> dict[str,
     if of.prompts is not None and of.prompts not in GENERATED_PROMPTS:
         changed["prompts"] = move(of.prompts)
     return changed
-
-
-def scenario_names() -> list[str]:
-    """Return the names of the scenarios that ship with the package."""
-    return sorted(found.stem for found in scenario_folder().glob("*.yaml"))
-
-
-def scenario_folder() -> Path:
-    """Return where the scenarios that ship with the package are."""
-    return Path(str(files("loadtest.scenario"))) / "library"
-
-
-def read_scenario(name: str) -> Scenario:
-    """Return a scenario from a file, or a shipped one by name; its paths start at its folder.
-
-    Raises:
-        UserError: It does not exist, and the shipped names are listed; or it states two kinds of load.
-    """
-    if Path(name).suffix in {".yaml", ".yml"}:
-        scenario = read_yaml(Path(name), Scenario)
-        stated = [each for each in _LOADS if each in scenario.model_fields_set and getattr(scenario, each) is not None]
-        if len(stated) > 1:
-            raise UserError(
-                f"{name}: both {stated[0]} and {stated[1]} are given", hint="a load has one: omit the other"
-            )
-        return scenario.moved(lambda path: str(Path(name).parent / path))
-    path = scenario_folder() / f"{name}.yaml"
-    if not path.is_file():
-        close = difflib.get_close_matches(name, scenario_names(), n=1)
-        meant = f"did you mean '{close[0]}'? Otherwise " if close else ""
-        raise UserError(f"no scenario '{name}'", hint=f"{meant}a .yaml file, or one of: {', '.join(scenario_names())}")
-    return read_yaml(path, Scenario)
-
-
-def inputs_of(scenario: Scenario) -> list[Source]:
-    """Return the files that a scenario reads, with their hashes.
-
-    Raises:
-        MissingError: One does not exist.
-    """
-    for path in scenario.files():
-        require_file(path, hint=PATHS_HINT)
-    return [source_of(path) for path in scenario.files()]

@@ -25,6 +25,11 @@ REFUSED = {
     "calibrate-engine --measurements points.csv --model llama-3-8b --gpu h100-sxm-80gb --precision fp8 "
     "--max-num-tokens 0": "'--max-num-tokens': 0 is not in the range x>=1",
     "find-knee engine --objective ttft_s.p95=1 --isl 8 --osl 4 --max-requests 0": "0 is not in the range x>=1",
+    "find-knee engine --objective a,b": "--objective a,b: expected QUANTITY.STATISTIC=SECONDS",
+    "find-knee engine --objective ttft_s.p95=1,itl_s.p99=1": "one --objective for each limit",
+    "find-knee engine --objective ttft_s=1": "statistics: mean, p50, p90, p95, p99, p999, max",
+    "find-knee engine --objective ttft_s.p95=1 --objective ttft_s.p95=2": "ttft_s.p95 is given twice",
+    "find-knee engine --objective errors_ratio=2": "--objective errors_ratio=2: must be less than or equal to 1",
     f"{PREDICT} --isl 8 --concurrency 1 --max-batch-size 4 --tp 2": "--tp, --max-batch-size: not with an engine folder",
     f"{PREDICT} --isl 1e9 --concurrency 1": "a number from 0 to 16,777,216 is expected",
     "predict-load engine --scenario digits.yaml": "a number from 0 to 16,777,216 is expected",

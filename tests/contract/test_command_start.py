@@ -21,7 +21,7 @@ from loadtest.cli import find_knee, target_options
 from loadtest.cli.load_flags import library_names
 from loadtest.client import PROTOCOLS
 from loadtest.knee import UNITS, Span
-from loadtest.scenario.schema import scenario_names
+from loadtest.scenario.reading import scenario_names
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

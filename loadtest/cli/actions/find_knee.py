@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
@@ -27,7 +27,7 @@ from loadtest.knee import (
 from loadtest.metrics import scopes_of
 from loadtest.results import RUN_FILES
 from loadtest.run import Enough, run_once
-from loadtest.scenario import Objectives, ObjectiveScope, Scenario, inputs_of
+from loadtest.scenario import QUANTITIES, Objectives, ObjectiveScope, Scenario, Statistic, inputs_of
 
 KNEE_NAME = "knee.json"
 PROBES_NAME = "probes"
@@ -94,18 +94,33 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope
     values = {} if path is None else read_yaml(path, Objectives).model_dump(exclude_defaults=True)
     typed = {}
     for text in flags["objective"]:
-        name, _, limit = text.partition("=")
+        name, limit, limits = *_name_and_limit(text), values
+        if name in typed:
+            raise UserError(f"--objective {text}: {name} is given twice", hint="omit one")
         quantity, _, statistic = name.partition(".")
-        if not limit or not statistic:
-            raise UserError(f"--objective {text}: expected QUANTITY.STATISTIC=SECONDS", hint="ttft_s.p95=0.5")
-        values.setdefault(quantity, {})[statistic] = limit
-        typed[f"{quantity}.{statistic}"] = typed[quantity] = f"--objective {text}"
+        if statistic:
+            limits = values.setdefault(quantity, {})
+        limits[statistic or quantity] = limit
+        typed[name] = typed[quantity] = f"--objective {text}"
     if not values:
         raise no_objectives_error()
     where = "flags" if path is None else str(path)
     found = validate(values, Objectives, where=where, flags=typed)
     warn_of_limits(found)
     return (ObjectiveScope(found),)
+
+
+def _name_and_limit(text: str) -> tuple[str, str]:
+    """Return what an --objective limits, as in `ttft_s.p95` or `errors_ratio`, and the limit as typed."""
+    name, _, limit = (part.strip() for part in text.partition("="))
+    quantity, _, statistic = name.partition(".")
+    if not limit or "," in limit or bool(statistic) == (quantity == "errors_ratio"):
+        raise UserError(
+            f"--objective {text}: expected QUANTITY.STATISTIC=SECONDS, or errors_ratio=SHARE",
+            hint=f"one --objective for each limit, such as --objective ttft_s.p95=0.5; quantities: "
+            f"{', '.join(QUANTITIES)}; statistics: {', '.join(get_args(Statistic))}",
+        )
+    return name, limit
 
 
 def _require_some_load(found: KneeResult) -> None:

@@ -18,15 +18,8 @@ from engines.planning.recipe import resolve_recipe
 from loadtest.cli.options import LoadOptions, outlook, scenario_of
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.arrivals import Sine, Spike
-from loadtest.scenario.schema import (
-    Conversations,
-    Lengths,
-    Scenario,
-    inputs_of,
-    read_scenario,
-    scenario_folder,
-    scenario_names,
-)
+from loadtest.scenario.reading import inputs_of, read_scenario, scenario_folder, scenario_names
+from loadtest.scenario.schema import Conversations, Lengths, Scenario
 from loadtest.scenario.traces import Trace
 from loadtest.simulate.predict import predict
 from loadtest.traffic.conversations import ConversationSampler
@@ -108,6 +101,7 @@ def test_flags_lay_over_a_scenario() -> None:
         ({"concurrency": (4,), "duration": 5.0}, "does not apply to a closed loop"),
         ({"rate": (1.0,), "duration": 0.0}, "above 0"),
         ({"scenario_name": "day", "isl": "5"}, "classes with their own lengths"),
+        ({"scenario_name": "day", "concurrency": (4,), "duration": 5.0}, "does not apply to a closed loop"),
         ({"scenario_name": "chat", "requests": 5}, "does not apply to an open loop"),
         ({"rate": (2.0,), "requests": 5}, "does not apply to an open loop"),
         ({"prompts": "poems"}, "chat, random, or a .json"),

@@ -30,7 +30,7 @@ from loadtest.capacity.verify import verify
 from loadtest.capacity.what_if import what_if
 from loadtest.cli.plan_capacity import plan_capacity
 from loadtest.results.records import REQUESTS_NAME, RUN_NAME
-from loadtest.scenario.schema import read_scenario
+from loadtest.scenario.reading import read_scenario
 from loadtest.simulate.predict import Prediction, predict, write_prediction
 from tests.unit.loadtest.capacity.made import HERE, demand
 from triton_repo.settings.repository_manifest import ServingSettings
