@@ -18,7 +18,7 @@ from loadtest.scenario import Objectives, Verdict
 
 
 class Gate(Objectives):
-    """Objectives, and the levels that they apply to.
+    """Objectives of all requests, of classes or of both, and the levels that they apply to.
 
     Attributes:
         loads: Users, or requests per second, of the levels that must meet the objectives; None: every level.
@@ -29,6 +29,12 @@ class Gate(Objectives):
     classes: dict[str, Objectives] = Field(default_factory=dict)
 
     @model_validator(mode="after")
+    def _some_limit(self) -> Self:
+        if not (self.has_limit or self.classes):
+            raise ValueError("no limit is stated: give ttft_s, itl_s, tpot_s, e2e_s, goodput or classes")
+        return self
+
+    @model_validator(mode="after")
     def _classes_without_goodput(self) -> Self:
         for name, promised in self.classes.items():
             if promised.goodput is not None:  # a class's goodput is counted by the scenario's limits, not by these
@@ -36,9 +42,9 @@ class Gate(Objectives):
         return self
 
     @property
-    def objectives(self) -> Objectives:
-        """The objectives only."""
-        return Objectives.model_validate(self.model_dump(exclude={"loads", "classes"}))
+    def objectives(self) -> Objectives | None:
+        """Those of all requests; None if only classes have some."""
+        return Objectives.model_validate(self.model_dump(exclude={"loads", "classes"})) if self.has_limit else None
 
 
 class Case(NamedTuple):
@@ -70,7 +76,7 @@ def cases_of(summary: Summary, gate: Gate) -> list[Case]:
     cases = [Case("run", "valid", summary.valid, validity_issues or "all validity checks passed")]
     for level in summary.levels:
         if level.offered in loads:
-            cases += [_case(level, verdict) for verdict in verdicts_of(gate.objectives, level)]
+            cases += [_case(level, verdict) for verdict in verdicts_of(gate, level)]
             for name, promised in gate.classes.items():
                 cases += _class_cases(level, name, promised)
     return cases

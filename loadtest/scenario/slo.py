@@ -82,9 +82,14 @@ class Objectives(Strict):
     goodput: Goodput | None = None
     errors_ratio: Ratio = 0.0
 
+    @property
+    def has_limit(self) -> bool:
+        """Whether any limit is stated beside that on errors."""
+        return bool(self.ttft_s or self.itl_s or self.tpot_s or self.e2e_s or self.goodput)
+
     @model_validator(mode="after")
     def _some_limit(self) -> Self:
-        if not (self.ttft_s or self.itl_s or self.tpot_s or self.e2e_s or self.goodput):
+        if not self.has_limit:
             raise ValueError("no limit is stated: give ttft_s, itl_s, tpot_s, e2e_s or goodput")
         return self
 

@@ -205,6 +205,16 @@ def test_a_gate_holds_each_class_to_its_own(tmp_path: Path) -> None:
     )
     missed = [(case.group.partition("load ")[2], case.name) for case in cases_of(summary, gate) if not case.met]
     assert missed == [("10, class chat", "itl_s p50"), ("10, class draw", "requests")]
+    alone = Gate.model_validate({"classes": {"chat": {"itl_s": {"p50": 0.01}}}})
+    judged = [(case.group.partition("load ")[2], case.name, case.met) for case in cases_of(summary, alone)[1:]]
+    assert alone.objectives is None
+    assert judged == [
+        ("10", "errors_ratio", True),
+        ("10, class chat", "itl_s p50", False),
+        ("10, class chat", "errors_ratio", True),
+    ]
+    with pytest.raises(ValueError, match="goodput or classes"):
+        Gate.model_validate({"loads": [10]})
     with pytest.raises(ValueError, match="goodput covers all requests"):
         Gate.model_validate({"itl_s": {"p50": 1}, "classes": {"chat": {"goodput": {"ttft_s": 1}}}})
 
