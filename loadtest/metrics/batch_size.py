@@ -22,7 +22,6 @@ from loadtest.results import (
     Sample,
     TokenSpans,
     Weighted,
-    later_versions,
     meanings_of,
 )
 
@@ -87,12 +86,8 @@ class Samples(NamedTuple):
 
 
 def samples_of(samples: Sequence[Sample]) -> Samples:
-    """Return samples as arrays by quantity; models and GPUs of one page are summed or averaged.
-
-    An average takes the latest version of a model alone: a replaced one stays on Triton's page.
-    """
+    """Return samples as arrays by quantity; models and GPUs of one page are summed or averaged."""
     known: dict[str, Meaning | None] = {}
-    later: dict[str, list[str]] = {}
     rows = np.full(len(samples), np.nan)
     values: dict[str, Floats] = {}
     counts: dict[str, Floats] = {}
@@ -100,13 +95,9 @@ def samples_of(samples: Sequence[Sample]) -> Samples:
         unknown = [series for series in sample.values if series not in known]
         found = meanings_of(unknown)
         known |= {series: found.get(series) for series in unknown}
-        if unknown:
-            later = later_versions(series for series, meaning in known.items() if meaning and not meaning.adds_up)
         for series, value in sample.values.items():
             meaning = known[series]
             if meaning is None or not np.isfinite(value):
-                continue
-            if series in later and any(each in sample.values for each in later[series]):
                 continue
             column = values.setdefault(meaning.quantity, rows.copy())
             count = counts.setdefault(meaning.quantity, np.zeros(len(samples)))

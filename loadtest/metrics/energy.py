@@ -43,8 +43,6 @@ def energy_of(
     meters = tuple(each for each in meters if (each.quantity == "modelled_energy_j") == is_modelled)
     if not meters:
         return None, NO_MODEL if is_modelled else NO_METER
-    if is_modelled:  # a version of the engine that was replaced stays on the page, with a counter that stands still
-        meters = tuple(each for each in meters if _moves(each, window)) or meters
     found: list[_Watts] = []
     for gpu in sorted({each.gpu for each in meters}):
         of_gpu, reason = _watts_of([each for each in meters if each.gpu == gpu], window)
@@ -95,11 +93,6 @@ def _counted(meter: Meter, window: Window) -> tuple[float | None, str | None]:
         return None, "its energy counter was reset within the window"
     begin_j, end_j = np.interp([begin_s, end_s], t_s, joules)
     return float((end_j - begin_j) / (end_s - begin_s)), None
-
-
-def _moves(meter: Meter, window: Window) -> bool:
-    t_s, _ = _updates(meter)
-    return bool(((t_s >= window.begin_s) & (t_s <= window.end_s)).any())
 
 
 def _mean_power(meter: Meter, window: Window) -> tuple[float | None, str | None]:

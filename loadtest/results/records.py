@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from engines.errors import MissingError, UserError
 from engines.files import Document, Strict, parse_json, read_json, text_file, validate
+from loadtest.results.model_versions import ModelVersions
 from loadtest.scenario import Scenario
 
 RUN_NAME = "run.json"
@@ -334,11 +335,16 @@ def _contradiction(record: RequestRecord) -> str | None:
 
 
 def read_samples(folder: Path) -> Iterator[Sample]:
-    """Yield a run's samples in order; none if the server had no metrics. Raises as `read_records` does."""
+    """Yield a run's samples in order, the versions of a model merged; none if the server had no metrics.
+
+    Raises as `read_records` does.
+    """
     path = folder / SAMPLES_NAME
     if path.is_file():
+        versions = ModelVersions()
         for number, values in enumerate(_lines(path), start=1):
-            yield validate(values, Sample, where=f"{path}: line {number}")
+            sample = validate(values, Sample, where=f"{path}: line {number}")
+            yield sample.model_copy(update={"values": versions.merged(sample.page, sample.values)})
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -173,22 +173,3 @@ def meanings_of(series: Iterable[str]) -> dict[str, Meaning]:
             if meaning.name == name and (meaning.label is None or labels.get(meaning.label[0]) == meaning.label[1]):
                 found[text] = meaning if meaning.by_label is None else _by_label(meaning, labels)
     return found
-
-
-def later_versions(series: Iterable[str]) -> dict[str, list[str]]:
-    """Return, for each series of a model's version, those that differ from it by a later version alone.
-
-    >>> later_versions(['kv{model="m",version="1"}', 'kv{model="m",version="2"}', 'kv{model="n",version="3"}'])
-    {'kv{model="m",version="1"}': ['kv{model="m",version="2"}']}
-    """
-    versions: dict[tuple[str, frozenset[tuple[str, str]]], list[tuple[int, str]]] = {}
-    for text in series:
-        parsed = parse_series(text)
-        if parsed is not None and parsed[1].get("version", "").isdecimal():
-            name, labels = parsed
-            version = int(labels.pop("version"))
-            versions.setdefault((name, frozenset(labels.items())), []).append((version, text))
-    pairs = [
-        (each, [text for later, text in found if later > each[0]]) for found in versions.values() for each in found
-    ]
-    return {text: later for (_, text), later in pairs if later}

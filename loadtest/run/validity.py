@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from loadtest.results import (
     ServerFacts,
     ValidityIssue,
     WorkerClock,
-    parse_series,
     read_records,
     read_samples,
     response_times_s,
@@ -26,7 +24,7 @@ from loadtest.results import (
 from loadtest.scenario import Scenario, ValidityLimits
 
 LATE_SERIES = "emulator_lateness_seconds{"
-STEP_SERIES = ("emulator_steps_total{", "emulator_step_seconds_total{")
+STEPS_SERIES, STEP_SECONDS_SERIES = "emulator_steps_total{", "emulator_step_seconds_total{"
 
 
 @dataclass(slots=True)
@@ -137,30 +135,27 @@ def _clock_issues(limits: ValidityLimits, index: int, clocks: Sequence[WorkerClo
 class _Emulator:
     """What the emulated engine reported during the measurement of one level.
 
-    After `roll-engine`, the page has the series of several versions; those that took no step do not count.
-
     Attributes:
-        late_s: By version, the readings of its p99.
-        counters: By series and version, the lowest and the highest reading.
+        late_s: Readings of its p99.
+        counters: By series, the lowest and the highest reading.
     """
 
-    late_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    counters: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    late_s: list[float] = field(default_factory=list)
+    counters: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def note(self, values: dict[str, float]) -> None:
         for key, value in values.items():
             if key.startswith(LATE_SERIES) and 'statistic="p99"' in key:
-                self.late_s[_version(key)].append(value)
-            elif key.startswith(STEP_SERIES):
-                name = (key.partition("{")[0] + "{", _version(key))
-                low, high = self.counters.get(name, (value, value))
-                self.counters[name] = (min(low, value), max(high, value))
+                self.late_s.append(value)
+            elif key.startswith((STEPS_SERIES, STEP_SECONDS_SERIES)):
+                low, high = self.counters.get(key, (value, value))
+                self.counters[key] = (min(low, value), max(high, value))
 
     def validity_issues(self, limits: ValidityLimits, index: int) -> Iterator[ValidityIssue]:
-        late_s = [value for version, found in self.late_s.items() if self._steps(version) for value in found]
-        if not late_s:
+        steps, seconds = self._grown(STEPS_SERIES), self._grown(STEP_SECONDS_SERIES)
+        if not (self.late_s and steps and seconds):
             return
-        ratio = float(np.median(late_s)) * sum(map(self._steps, self.late_s)) / sum(map(self._seconds, self.late_s))
+        ratio = float(np.median(self.late_s)) * steps / seconds
         if ratio > limits.server_late_ratio:
             yield ValidityIssue(
                 code="emulator-late",
@@ -169,21 +164,8 @@ class _Emulator:
                 level=index,
             )
 
-    def _steps(self, version: str) -> float:
-        return self._grown(STEP_SERIES[0], version)
-
-    def _seconds(self, version: str) -> float:
-        return self._grown(STEP_SERIES[1], version)
-
-    def _grown(self, name: str, version: str) -> float:
-        low, high = self.counters.get((name, version), (0.0, 0.0))
-        return high - low
-
-
-@lru_cache(maxsize=64)
-def _version(series: str) -> str:
-    found = parse_series(series)
-    return "" if found is None else found[1].get("version", "")
+    def _grown(self, start: str) -> float:
+        return sum(high - low for key, (low, high) in self.counters.items() if key.startswith(start))
 
 
 def _emulator_seen(levels: Sequence[Level], out: Path) -> dict[int, _Emulator]:

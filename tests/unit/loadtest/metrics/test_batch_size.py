@@ -82,20 +82,3 @@ def test_gpus_and_pages_add_up_in_their_units() -> None:
     assert (found.power_w, found.memory_bytes) == (600.0, 2.0**30)
     assert found.busy_ratio == pytest.approx(0.9)
     assert samples_of(samples).t_s.tolist() == pytest.approx([1.0, 1.6])
-
-
-def test_the_kv_cache_of_a_replaced_version_is_not_averaged_in() -> None:
-    """From the moment a second version is on the page, the share in use is that version's; counts add up."""
-    ratio = 'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="fraction",model="m",version="{}"}}'
-    used = 'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="used",model="m",version="{}"}}'
-    samples = samples_of(
-        [
-            Sample(t_s=1.0, values={ratio.format(9): 0.8, used.format(9): 80.0}),
-            Sample(
-                t_s=2.0,
-                values={ratio.format(9): 0.0, used.format(9): 5.0, ratio.format(10): 0.6, used.format(10): 60.0},
-            ),
-        ]
-    )
-    assert samples.values["kv_ratio"].tolist() == [0.8, 0.6]
-    assert samples.values["kv_blocks_used"].tolist() == [80.0, 65.0]

@@ -83,16 +83,6 @@ def test_a_gpu_on_two_pages_counts_once_and_two_gpus_add_up() -> None:
     assert found.power_w == pytest.approx(650.0, rel=1e-3)
 
 
-def test_a_replaced_version_of_the_engine_draws_no_power() -> None:
-    """After a roll its counter stands still on Triton's page; the joules are those of the version that serves."""
-    page = 'emulator_gpu_energy_joules_total{{model="m",version="{}"}} {}\n'
-    found, _ = _energy(
-        [_sample(t, page.format(1, 2817.6) + page.format(2, 600.0 * t)) for t in TIMES], kind="emulated", time_scale=2.0
-    )
-    assert found is not None
-    assert found.power_w == pytest.approx(1200.0, rel=1e-3)
-
-
 def test_power_readings_serve_where_there_is_no_counter() -> None:
     """The mean of the readings in the window; readings outside it do not count."""
     watts = np.where((TIMES >= 10) & (TIMES <= 70), 500.0 + np.sin(TIMES), 100.0)

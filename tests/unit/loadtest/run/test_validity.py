@@ -134,7 +134,7 @@ def test_records_and_samples_are_read_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_replaced_version_of_the_emulator_does_not_count(tmp_path: Path) -> None:
-    """It stays on Triton's page with its last lateness and counters that stand still; the new version is on time."""
+    """It stays on Triton's page with its last lateness and counters that stand still: the first level is on time."""
     samples = [
         Sample(
             t_s=float(t_s),
