@@ -61,7 +61,7 @@ def _facts(plan: CapacityPlan) -> dict[str, str]:
         f"busiest {plan.demand.peak_window_s:g} s, today": f"{three_digits(traffic.peak_per_s)} requests/s",
         "busiest hour, today": f"{three_digits(traffic.hour_per_s)} requests/s",
         "peak, planned for": f"{three_digits(traffic.planned_peak_per_s)} requests/s",
-        "mean prompt / reply": f"{traffic.mean_isl:.0f} / {traffic.mean_osl:.0f} tokens",
+        "mean prompt / reply": f"{traffic.mean_isl:,.0f} / {traffic.mean_osl:,.0f} tokens",
         "longest": f"{traffic.longest_isl:,} / {traffic.longest_osl:,} tokens",
         "max_tokens": f"{traffic.max_tokens:,}",
         "may be lost": f"any {availability.n_plus}"
@@ -109,7 +109,7 @@ def _rows(plan: CapacityPlan) -> Table:
 
 
 def _row_note(row: Row) -> str:
-    notes = [row.reason or ""]
+    notes = [f"{row.status}: {row.reason}" if row.reason else ""]
     if row.beaten_by:
         notes.append(f"{row.beaten_by} rests on better evidence")
     if row.found is not None and row.rate_per_s is not None and not row.found.supported:

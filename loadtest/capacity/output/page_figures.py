@@ -232,8 +232,8 @@ def _tornado(plan: CapacityPlan, usd_per_month: float) -> Figure:
         usd_per_month,
         x="USD a month, the recommended row",
     )
-    note = "*: a different candidate would be recommended."
-    return Figure(Markup(drawn), note)
+    changes = any(case.changes for cases in by_lever.values() for case in cases)
+    return Figure(Markup(drawn), "*: a different candidate would be recommended." if changes else "")
 
 
 def _words(case: Case) -> str:

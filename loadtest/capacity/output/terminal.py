@@ -58,7 +58,7 @@ def _show_demand(plan: CapacityPlan) -> None:
         f"{plan.demand.name}: peak {number(traffic.planned_peak_per_s)} requests/s over "
         f"{plan.demand.peak_window_s:g} s "
         f"(today {number(traffic.peak_per_s)}{hour}), mean {number(traffic.mean_per_s * traffic.growth)}; "
-        f"prompts {traffic.mean_isl:.0f}, replies {traffic.mean_osl:.0f} tokens, max_tokens {traffic.max_tokens:,}"
+        f"prompts {traffic.mean_isl:,.0f}, replies {traffic.mean_osl:,.0f} tokens, max_tokens {traffic.max_tokens:,}"
     )
     for line in objective_lines(plan.demand):
         show(f"objectives{line}")
@@ -102,7 +102,7 @@ def verdict_of(verdict: FleetVerdict | None) -> str:
     if verdict is None:
         return "from one replica's rate"
     sure = "95 % sure" if verdict.is_certain else f"undecided: {', '.join(verdict.undecided)}"
-    return f"met in {verdict.kept_windows} of {verdict.windows} peaks, and over all of them together ({sure})"
+    return f"met in {verdict.kept_windows} of {verdict.windows} peaks and overall ({sure})"
 
 
 def _show_sizes(plan: CapacityPlan) -> None:
