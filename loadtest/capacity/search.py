@@ -133,23 +133,57 @@ def _is_small(searched: Searched, candidate: Candidate) -> bool:
     return bench.is_small(searched.enough_per_s, candidate.interval.slow)
 
 
+class _Known:
+    """Results of one candidate's searches: by the rate below which each was given up, and the one that was not."""
+
+    def __init__(self) -> None:
+        self.at: dict[float | None, ReplicaCapacity] = {}
+        self.whole: ReplicaCapacity | None = None
+
+    def add(self, min_per_s: float | None, found: ReplicaCapacity) -> None:
+        self.at[min_per_s] = found
+        if not _is_bound(found, min_per_s):
+            self.whole = found
+
+
+def _is_bound(found: ReplicaCapacity, min_per_s: float | None) -> bool:
+    """Whether a search ended at the rate that it had to reach."""
+    return min_per_s is not None and found.promised.rate_per_s is None and found.promised.above_per_s == min_per_s
+
+
 def _search_all(searched: Searched, candidates: Sequence[Candidate], options: SearchOptions) -> None:
     """Search candidates, potentially cheapest first; a search stops early once it cannot beat the best result.
 
-    As many as there are workers are searched at once, and none of those stops early because of another.
+    As many as there are workers are searched at once, each as if those before it in the same round had no result. Those
+    that would have been given up earlier had they waited are then given up, which takes one load: what is found does
+    not depend on the number of workers.
     """
     waiting = sorted(candidates, key=lambda each: (each.evicts, _least_usd(searched, each)))
+    known = {each.name: _Known() for each in candidates}
     while waiting:
-        waiting = [each for each in waiting if not each.evicts or _reservations_bind(searched, each)]
-        first, waiting = waiting[: options.workers.count], waiting[options.workers.count :]
+        candidate = waiting[0]
+        if candidate.evicts and not _reservations_bind(searched, candidate):
+            del waiting[0]
+            continue
+        found = known[candidate.name].at.get(_min_per_s(searched, candidate))
+        if found is not None:
+            searched.add([(candidate, found)])
+            del waiting[0]
+            continue
+        chosen = [each for each in waiting if not each.evicts or _reservations_bind(searched, each)]
+        tried = [(each, _min_per_s(searched, each)) for each in chosen]
+        tried = [pair for pair in tried if pair[1] not in known[pair[0].name].at][: options.workers.count]
         tasks = [
             CandidateTask(
                 each.name,
-                search=searched.task(each, searched.demand)._replace(min_per_s=_min_per_s(searched, each)),
+                search=searched.task(each, searched.demand)._replace(min_per_s=min_per_s),
+                known=known[each.name].whole,
             )
-            for each in first
+            for each, min_per_s in tried
         ]
-        searched.add([(each, result.found) for each, result in zip(first, run_tasks(tasks, options), strict=True)])
+        for (each, min_per_s), result in zip(tried, run_tasks(tasks, options), strict=True):
+            assert result.found is not None
+            known[each.name].add(min_per_s, result.found)
 
 
 def _reservations_bind(searched: Searched, candidate: Candidate) -> bool:

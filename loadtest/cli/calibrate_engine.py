@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags, completing, profile_flag, writing_flags
+from engines.errors import UserError
 from engines.names import PRECISION_NAMES, gpu_names, model_names, refuse_unknown_names
 
 CALIBRATION_OUT = Path("artifacts/calibration.json")
@@ -28,7 +29,6 @@ GROUPS = {
 @click.option(
     "--measurements",
     multiple=True,
-    required=True,
     type=click.Path(exists=True, path_type=Path),
     help="CSV file of measured points, or a run folder; may be repeated.",
 )
@@ -98,6 +98,8 @@ def calibrate_engine(**flags: Any) -> None:
     empty. Rows of another model, GPU, precision or load are skipped. Six points are enough for a first fit. With at
     least two combinations of prompt and reply length, errors are also computed on held-out points.
     """
+    if not flags["measurements"]:
+        raise UserError("no measurements were given", hint="--measurements RUN_DIR, or a CSV of points")
     refuse_unknown_names(model=flags["model_name"], gpu=flags["gpu"], precision=flags["precision"])
     from loadtest.cli.actions.calibrate_engine import run
 

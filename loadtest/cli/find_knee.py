@@ -58,15 +58,18 @@ GROUPS = {
 @click.option(
     "--from",
     "least",
-    type=float,
+    type=click.FloatRange(min=0, min_open=True),
     help="Lowest load to try.  [default: the rate that keeps a quarter of a request in flight]",
 )
 @click.option(
-    "--to", "most", type=float, help="Highest load to try.  [default: the rate that keeps 4,096 requests in flight]"
+    "--to",
+    "most",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Highest load to try.  [default: the rate that keeps 4,096 requests in flight]",
 )
 @click.option(
     "--tolerance",
-    type=float,
+    type=click.FloatRange(min=0, min_open=True),
     default=0.05,
     show_default=True,
     help="Relative width of the bracket at which the search ends.",
@@ -90,6 +93,11 @@ def find_knee(**flags: Any) -> None:
     """
     if not flags["objective"] and flags["objectives"] is None and flags["scenario_name"] is None:
         raise no_objectives_error()
+    for flag, load in (("--from", flags["least"]), ("--to", flags["most"])):
+        if load is not None and flags["axis"] == "concurrency" and not load.is_integer():
+            raise UserError(f"{flag} {load:g}: a number of users is whole", hint=f"{flag} {max(1, round(load))}")
+    if flags["least"] and flags["most"] and flags["least"] > flags["most"]:
+        raise UserError(f"--from {flags['least']:g} is above --to {flags['most']:g}", hint="exchange the two")
     from loadtest.cli.actions.find_knee import run
 
     run(**flags | {"out": flags["out"] or KNEE_OUT})

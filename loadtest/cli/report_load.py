@@ -96,7 +96,7 @@ def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
         )
     for flag in ("across_kinds", "max_regression"):
         if flags[flag] and not flags["compare"]:
-            raise UserError(f"--{flag.replace('_', '-')} needs --compare")
+            raise UserError(f"--{flag.replace('_', '-')} needs --compare", hint="add --compare BASELINE CANDIDATE")
     is_gated = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
     if flags["compare"] and flags["gate"]:
         raise UserError(

@@ -24,7 +24,7 @@ from loadtest.knee.sequential_test import (
 )
 from loadtest.metrics import LevelSummary, summarize, verdicts_in
 from loadtest.results import Columns, Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
-from loadtest.scenario import Constant, Gamma, Objectives, ObjectiveScope, Poisson, Scenario
+from loadtest.scenario import Constant, Gamma, Objectives, ObjectiveScope, Poisson, Scenario, Trace
 from loadtest.simulate import predict
 
 if TYPE_CHECKING:
@@ -219,6 +219,11 @@ def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_
     Raises:
         UserError: The scenario's arrivals have no rate to search over.
     """
+    if isinstance(scenario.arrivals, Trace):
+        raise UserError(
+            "arrivals: a trace has its own times and lengths, and no load to search over",
+            hint="state lengths (isl and osl, or pairs) instead of the trace",
+        )
     if axis == "concurrency":
         enough = max(requests, ROUNDS * int(load))
         return scenario.model_copy(
@@ -254,6 +259,8 @@ def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: fl
     """Search around the load that keeps `START_IN_FLIGHT` requests in flight."""
     unit = 1.0 if axis == "concurrency" else 1 / lone_s  # by Little's law, of one request in flight
     lowest = within.lowest or max(MIN_IN_FLIGHT * unit, 1 if axis == "concurrency" else 0)
+    if within.lowest is None and within.highest is not None:
+        lowest = min(lowest, within.highest)
     highest = within.highest or max(MAX_IN_FLIGHT * unit, lowest)
     start = min(max(START_IN_FLIGHT * unit, lowest), highest)
     return find_knee(

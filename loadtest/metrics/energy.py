@@ -83,8 +83,10 @@ def _counted(meter: Meter, window: Window) -> tuple[float | None, str | None]:
     """Return the mean watts of an energy counter, read off linearly between its readings at both ends of a window."""
     t_s, joules = _updates(meter)
     inside = (t_s >= window.begin_s) & (t_s <= window.end_s)
-    if inside.sum() < MIN_UPDATES:
-        return None, f"its energy counter moved {inside.sum()} times in the window, {_needed(window, MIN_UPDATES)}"
+    moved = int(inside.sum())
+    if moved < MIN_UPDATES:
+        needed = _needed(window, MIN_UPDATES, has_exporter=meter.quantity == "gpu_energy_j")
+        return None, f"its energy counter moved {moved} time{'s' * (moved != 1)} in the window, {needed}"
     step_s = float(np.diff(t_s[inside]).max())
     if t_s[0] > window.begin_s + step_s or t_s[-1] < window.end_s - step_s:
         return None, "its energy counter was not read from the start of the window to its end"
@@ -104,7 +106,10 @@ def _mean_power(meter: Meter, window: Window) -> tuple[float | None, str | None]
     changed_s, _ = _updates(meter)
     fresh = int(((changed_s >= window.begin_s) & (changed_s <= window.end_s)).sum())
     if fresh < MIN_READINGS:
-        return None, f"{fresh} different power readings in the window, {_needed(window, MIN_READINGS)}"
+        return (
+            None,
+            f"{fresh} different power readings in the window, {_needed(window, MIN_READINGS, has_exporter=True)}",
+        )
     return float(np.trapezoid(watts, t_s) / (t_s[-1] - t_s[0])), None
 
 
@@ -114,11 +119,12 @@ def _updates(meter: Meter) -> tuple[Floats, Floats]:
     return meter.t_s[is_new], meter.values[is_new]
 
 
-def _needed(window: Window, required: int) -> str:
-    return (
-        f"at least {required} are needed: measure for longer, or let the exporter collect at least every "
-        f"{window.length_s / (required + 1):.3g} s (DCGM's: --collect-interval, in ms)"
+def _needed(window: Window, required: int, *, has_exporter: bool) -> str:
+    often = (
+        f", or let the exporter collect at least every {window.length_s / (required + 1):.3g} s (DCGM's: "
+        "--collect-interval, in ms)"
     )
+    return f"at least {required} are needed: measure for longer{often if has_exporter else ''}"
 
 
 def _per(power_w: float, rate_per_s: float | None) -> float | None:

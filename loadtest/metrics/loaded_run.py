@@ -117,7 +117,7 @@ def _refuse_unusable(folders: Sequence[Path]) -> None:
     for folder in folders:
         run_path(folder)
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("the same run was given twice")
+        raise UserError("the same run was given twice", hint="give different run folders")
 
 
 def _load(folder: Path, name: str) -> LoadedRun:

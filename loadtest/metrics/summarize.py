@@ -176,7 +176,11 @@ def summarize_level(  # noqa: PLR0913 (facts of the level and choices of the cal
     errors = len(measured) - int(measured.good.sum())
     goodput = _goodput(objectives, measured, found.is_open, time_scale)
     rates = rates_of(found) if len(measured) else {}
-    energy, unknown = energy_of(sampled.meters, window, kind=kind, time_scale=time_scale, rates=rates)
+    energy, unknown = (
+        energy_of(sampled.meters, window, kind=kind, time_scale=time_scale, rates=rates)
+        if errors < len(measured)
+        else (None, "no measured request succeeded")
+    )
     return LevelSummary(
         concurrency=level.concurrency,
         rate_per_s=level.rate_per_s,

@@ -98,7 +98,7 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
     pairs, unmatched = _pairs(summaries[0], summaries[1], _key_of(base, new))
     if not pairs:
         raise UserError(
-            f"{baseline} and {candidate} have no level in common: {', '.join(unmatched)}",
+            f"{baseline} and {candidate} have no level in common: {'; '.join(unmatched)}",
             hint="levels match if load, prompt length and reply length are equal",
         )
     levels = [_level((base, new), (summaries[0], summaries[1]), pair) for pair in pairs]
@@ -115,13 +115,16 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
 
 
 def _pairs(base: Summary, new: Summary, key: _Key) -> tuple[list[tuple[int, int]], list[str]]:
-    """Return the indices of levels that both have, and a text for each level that only one has."""
+    """Return the indices of levels that both have, and texts about the levels that only one has."""
     places = {key(level): place for place, level in enumerate(new.levels)}
     pairs = [(place, places[key(level)]) for place, level in enumerate(base.levels) if key(level) in places]
     shared = {key(base.levels[place]) for place, _ in pairs}
-    alone = [f"baseline: load {level.load}" for level in base.levels if key(level) not in shared]
-    alone += [f"candidate: load {level.load}" for level in new.levels if key(level) not in shared]
-    return pairs, alone
+    alone: dict[str, list[str]] = {}
+    for side, summary in (("baseline", base), ("candidate", new)):
+        for level in summary.levels:
+            if key(level) not in shared:
+                alone.setdefault(f"{side}, prompts {level.isl}, replies {level.osl}", []).append(level.load)
+    return pairs, [f"{of}: load {', '.join(loads)}" for of, loads in alone.items()]
 
 
 def _key_of(base: LoadedRun, new: LoadedRun) -> _Key:

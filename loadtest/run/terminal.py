@@ -31,8 +31,9 @@ def progress_text(live: Progress, *, level: str = "", left_s: float | None = Non
         _latencies_text(live),
         f"{live.done} done",
         f"{live.in_flight} in flight",
-        f"{live.tokens_per_s:.0f} tokens/s",
-        f"{live.requests_per_s:.3g} req/s",
+        # Tokens count when their reply ends: while none does, no rate is known.
+        f"{live.tokens_per_s:.0f} tokens/s" if live.tokens_per_s else "",
+        f"{live.requests_per_s:.3g} req/s" if live.requests_per_s else "",
     ]
     line = ""
     for part in filter(None, parts):

@@ -29,6 +29,9 @@ REFUSED = {
     "find-knee engine --objective ttft_s.p95=1,itl_s.p99=1": "one --objective for each limit",
     "find-knee engine --objective ttft_s=1": "statistics: mean, p50, p90, p95, p99, p999, max",
     "find-knee engine --objective ttft_s.p95=1 --objective ttft_s.p95=2": "ttft_s.p95 is given twice",
+    "find-knee engine --objective ttft_s.p95=1 --from 10 --to 5": "--from 10 is above --to 5",
+    "find-knee engine --objective ttft_s.p95=1 --from 0": "0.0 is not in the range x>0",
+    "find-knee engine --objective ttft_s.p95=1 --by concurrency --to 3.7": "--to 3.7: a number of users is whole",
     "find-knee engine --objective errors_ratio=2": "--objective errors_ratio=2: must be less than or equal to 1",
     f"{PREDICT} --isl 8 --concurrency 1 --max-batch-size 4 --tp 2": "--tp, --max-batch-size: not with an engine folder",
     f"{PREDICT} --isl 1e9 --concurrency 1": "a number from 0 to 16,777,216 is expected",
@@ -69,6 +72,8 @@ REFUSED = {
     "run-load --worker --master-host a..b --within 1": "--master-host a..b: encoding with 'idna' codec failed",
     "run-load --master --expect-workers 1 --bind a..b --isl 8 --osl 4 --out out": "--bind a..b: encoding with 'idna'",
     "build-repo engine --engine-url http://[::1 --out out": "not of the form http://HOST:PORT",
+    "calibrate-engine": "no measurements were given",
+    "check-repo engine": "engine: an engine folder, not a model repository",
     "calibrate-engine --measurements points.csv --gpu h100-sxm-80gb --precision fp8 --model llama-3-8b --force "
     "--out engine/plan.json": "engine/plan.json is part of",
     f"run-load --url {CLOSED} --tokenizer tokenizer --isl 8 --osl 4 --out out": "127.0.0.1",

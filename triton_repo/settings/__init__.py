@@ -16,6 +16,7 @@ from triton_repo.settings.repository_manifest import (
     ServingSettings,
     Variant,
     read_repository,
+    refuse_engine,
 )
 from triton_repo.settings.resolve import Given, Resolved, given_in, resolve, shown
 from triton_repo.settings.setting import all_settings, merged_over
@@ -48,6 +49,7 @@ __all__ = [
     "misfits",
     "read_engine_config",
     "read_repository",
+    "refuse_engine",
     "resolve",
     "shown",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.errors import UserError
+from engines.errors import CommandError, UserError
 from engines.files import Document, Strict, read_json
 from engines.manifest import EngineManifest, Notice, read_manifest
 from triton_repo.settings.schema import ServingSettings
@@ -93,19 +93,17 @@ def read_repository(folder: Path) -> RepositoryManifest:
     try:
         return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
     except UserError as error:
-        if _is_engine(folder):
-            raise UserError(
-                f"{folder}: an engine folder, not a model repository",
-                hint=f"build-repo {folder} makes a repository of it",
-            ) from error
+        refuse_engine(folder)
         hint = "the file is truncated or of another version; rebuild the repository with build-repo ENGINE_DIR --force"
         raise UserError(error.message, hint=hint) from error
 
 
-def _is_engine(folder: Path) -> bool:
-    """Return whether the folder has the manifest of an engine, whose name is the same."""
+def refuse_engine(folder: Path) -> None:
+    """Refuse the folder of an engine, whose manifest has the same name."""
     try:
         read_manifest(folder)
-    except UserError:
-        return False
-    return True
+    except CommandError:
+        return
+    raise UserError(
+        f"{folder}: an engine folder, not a model repository", hint=f"build-repo {folder} makes a repository of it"
+    )

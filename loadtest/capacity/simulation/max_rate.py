@@ -142,8 +142,13 @@ class _Probes(NamedTuple):
     results: dict[float, RateResult]
 
 
-def max_rate_of(task: Task) -> ReplicaCapacity:
-    """Return the highest rate of one replica, at both ends and at the middle of the interval."""
+def max_rate_of(task: Task, known: ReplicaCapacity | None = None) -> ReplicaCapacity:
+    """Return the highest rate of one replica, at both ends and at the middle of the interval.
+
+    Args:
+        known: Result of the same search with a lower `min_per_s` or none, at which it was not given up: that is the
+            result here too, unless this one is.
+    """
     bench = LoadBench(task)
     slow, fast = task.interval
     if task.is_brief and task.enough_per_s is not None:
@@ -152,10 +157,11 @@ def max_rate_of(task: Task) -> ReplicaCapacity:
             return _carries_all(bench, met)
     idle = bench.idle(slow)
     start_per_s = task.start_per_s or START_RATIO * bench.bound_per_s / slow.step
+    if task.min_per_s is not None and not (at_least := bench.verdict(task.min_per_s, slow)).met:
+        return _given_up(bench, at_least, idle)
+    if known is not None:
+        return known
     probes = _Probes(slow, {})
-    if task.min_per_s is not None and not _holds(bench, probes, task.min_per_s):
-        return _given_up(bench, probes, task.min_per_s, idle)
-    start_per_s = max(start_per_s, task.min_per_s or 0.0)
     promised = _search(bench, probes, min(start_per_s, task.enough_per_s or math.inf), TOLERANCE, idle)
     middle = optimistic = None
     if not task.is_brief:
@@ -199,13 +205,12 @@ def _carries_all(bench: LoadBench, met: RateResult) -> ReplicaCapacity:
     )
 
 
-def _given_up(bench: LoadBench, probes: _Probes, min_per_s: float, idle: RateResult) -> ReplicaCapacity:
-    missed = probes.results[min_per_s]
+def _given_up(bench: LoadBench, missed: RateResult, idle: RateResult) -> ReplicaCapacity:
     return ReplicaCapacity(
-        promised=Carried(rate_per_s=None, above_per_s=min_per_s, limited_by=_first(missed)),
+        promised=Carried(rate_per_s=None, above_per_s=missed.rate_per_s, limited_by=_first(missed)),
         idle=probe_of(idle),
         given_up=idle.met,
-        requests_needed=bench.requests(min_per_s),
+        requests_needed=bench.requests(missed.rate_per_s),
         supported=True,
         tried=(probe_of(missed),),
     )

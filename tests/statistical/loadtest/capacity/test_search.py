@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 
+from loadtest.capacity.parallel import FoundT, TaskT, Workers
 from loadtest.capacity.plan import make_capacity
 from loadtest.capacity.search import cheapest_sized, search
 from loadtest.capacity.simulation.max_rate import Carried
@@ -38,6 +40,33 @@ def test_one_process_gives_up_what_cannot_be_cheaper_than_the_first() -> None:
     assert [row.status for row in searched.rows] == ["possible", "not cheaper"]
     (lost,) = [found for each, found in searched.found if found is not None and found.given_up]
     assert [each.rate_per_s for each in lost.tried] == [lost.promised.above_per_s]
+
+
+class _ManyHere(Workers):
+    """Workers that are asked for several tasks at once, and do them in this process."""
+
+    def run(
+        self, function: Callable[[TaskT], FoundT], tasks: Sequence[tuple[int, TaskT]]
+    ) -> Iterator[tuple[int, FoundT]]:
+        """Do each task."""
+        return ((place, function(task)) for place, task in tasks)
+
+
+def test_the_number_of_workers_changes_no_row() -> None:
+    """What is searched beside the cheapest is then given up by it, as if it had waited; one better is kept."""
+    asked = demand(
+        traffic={"process": "described", "rate_by_hour_per_s": [300.0], "lengths": {"isl": 256, "osl": 32}},
+        limits={"gpus": ["h100-sxm-80gb", "a100-sxm-80gb"], "precisions": ["fp8", "int8_sq"]},
+        candidates={"max_batch_size": [8, 32], "max_num_tokens": [2048]},
+    )
+    alone, _ = search(asked, HERE, HEAD, means(), today=date(2026, 11, 28))
+    assert {"possible", "not cheaper"} <= {row.status for row in alone.rows}
+    for count in (2, 3, 16):
+        workers = _ManyHere(count)
+        found, _ = search(asked, HERE, HEAD, means()._replace(workers=workers), today=date(2026, 11, 28))
+        assert workers.done > sum(1 for _, result in alone.found if result is not None)  # some were searched twice
+        assert found.found == alone.found
+        assert found.rows == alone.rows
 
 
 def test_every_row_of_the_lowest_cost_is_simulated_before_one_is_recommended() -> None:
