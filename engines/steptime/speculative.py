@@ -51,7 +51,7 @@ class Drafting:
         later = self._next.cost(
             StepShape(shape.decode_sequences + shape.prefill_sequences, shape.decode_context_tokens)
         )
-        return StepCost._make(one + self._further * each for one, each in zip(first, later, strict=True))
+        return StepCost._make([one + self._further * each for one, each in zip(first, later, strict=True)])
 
 
 class Speculative:

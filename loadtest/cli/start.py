@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from engines.compiled import use_compiled_modules
 from engines.start import LateCommand
 
 ENVIRONMENT = {
@@ -19,4 +20,5 @@ def __getattr__(name: str) -> LateCommand:
     """Return the command defined by the module of this name."""
     if name.startswith("_") or find_spec(f"loadtest.cli.{name}") is None:
         raise AttributeError(name)
+    use_compiled_modules()  # here, since the processes that a plan starts import the command's script, too
     return LateCommand(f"loadtest.cli.{name}", name, ENVIRONMENT)

@@ -78,7 +78,7 @@ def with_power_range(summary: Summary, manifest: EngineManifest) -> Summary:
     for level in summary.levels:
         energy = level.energy
         if energy is not None:
-            low, high = (ratio * energy.power_w for ratio in model.interval)
+            low, high = [ratio * energy.power_w for ratio in model.interval]
             energy = energy.model_copy(update={"power_range_w": (low, min(high, model.max_w))})
         levels.append(level.model_copy(update={"energy": energy}))
     return summary.model_copy(update={"levels": levels})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 
@@ -179,7 +178,7 @@ class ConversationSampler:
         self._seed = scenario.seed
         self._kinds = scenario.kinds
         self._levels = scenario.levels
-        self._upto = list(accumulate(kind.share for kind in self._kinds))
+        self._upto = list(accumulate([kind.share for kind in self._kinds]))
         self._rows = rows or {}
         self._fixed = [_fixed_exchanges(kind) for kind in self._kinds]
         for kind in self._kinds:
@@ -190,7 +189,7 @@ class ConversationSampler:
                     hint="state lengths (isl and osl), or give a tokenizer",
                 )
 
-    @cached_property
+    @property
     def shares_blocks(self) -> bool:
         """Whether prompts can share a prefix."""
         return any(kind.prefixes or kind.conversation for kind in self._kinds)
@@ -302,7 +301,7 @@ def _fixed_exchanges(kind: Kind) -> tuple[Exchange, ...]:
 def _longest(kind: Kind) -> tuple[int, int] | None:
     """Return the longest prompt and reply a class can draw; None if unbounded, or from a file."""
     if kind.lengths.pairs is not None:
-        isl, osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
+        isl, osl = map(max, zip(*kind.lengths.pairs.rows, strict=True))
     elif kind.isl is None or kind.osl is None or kind.isl.longest is None or kind.osl.longest is None:
         return None
     else:

@@ -49,3 +49,12 @@ def test_deployments_run_the_image_that_the_dockerfile_builds_on() -> None:
     templates = DOCKERFILE.parent / "triton_repo" / "deploy" / "templates"
     assert f"HOME: {home}\n" in (templates / "compose.yaml.j2").read_text()
     assert f"{{name: HOME, value: {home}}}" in (templates / "kubernetes" / "deployment.yaml.j2").read_text()
+
+
+def test_what_the_image_copies_is_sent_to_its_build() -> None:
+    """.dockerignore leaves out everything but what it names."""
+    sent = {line[1:] for line in DOCKERFILE.with_name(".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
+    copied = {name for copy in copies for name in copy.split()}
+    assert "engines" in copied
+    assert copied <= sent

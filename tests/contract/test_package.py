@@ -46,7 +46,7 @@ def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
 
 
 def test_a_wheel_built_without_a_compiler_is_for_every_machine(tmp_path: Path) -> None:
-    """It says that the receiver is not compiled, and holds none that was compiled here before."""
+    """It says that nothing is compiled, and holds nothing that was compiled here before."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("env", "sh"):
@@ -59,16 +59,26 @@ def test_a_wheel_built_without_a_compiler_is_for_every_machine(tmp_path: Path) -
         text=True,
         check=True,
     )
-    assert "_receiver.c is not compiled: no C compiler (cc)" in done.stdout + done.stderr
+    assert (
+        "nothing is compiled, so loads and simulations take more CPU time: no C compiler (cc)"
+        in done.stdout + done.stderr
+    )
     (built,) = tmp_path.glob("*-py3-none-any.whl")
     assert not [name for name in zipfile.ZipFile(built).namelist() if name.endswith(".so")]
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-def test_where_there_is_a_compiler_the_wheel_has_the_compiled_receiver(wheel: Path) -> None:
-    """And is for this Python and machine alone."""
-    held = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
-    assert held == [f"loadtest/client/_receiver{sysconfig.get_config_var('EXT_SUFFIX')}"]
+def test_where_there_is_a_compiler_the_wheel_has_the_compiled_modules(wheel: Path, unpacked: Path) -> None:
+    """It is for this Python and machine alone, and its commands run them: its sources are those compiled."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")}
+    engine = f"engines/_compiled/engines.emulator.engine{suffix}"
+    assert {f"loadtest/client/_receiver{suffix}", engine} <= held
+    assert all(name.startswith("engines/_compiled/") for name in held - {f"loadtest/client/_receiver{suffix}"})
+    code = "from loadtest.cli.start import predict_load as c; c.loaded(); import engines.emulator.engine as m"
+    done = subprocess.run([sys.executable, "-c", f"{code}; print(m.__file__)"], capture_output=True, text=True,
+                          check=True, cwd=unpacked, env={**os.environ, "PYTHONPATH": str(unpacked)})  # fmt: skip
+    assert done.stdout.strip() == str(unpacked / engine)
     assert not wheel.name.endswith("none-any.whl")
 
 

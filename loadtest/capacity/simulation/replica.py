@@ -48,7 +48,7 @@ def batcher_of(manifest: EngineManifest, ratios: StepCost, *, max_queue_size: in
 
 def slowed_parts(slowdown: Slowdown, ratios: StepCost) -> StepCost:
     """Return ratios on the parts of a step's cost with a slowdown applied; the host part takes the host's slowdown."""
-    parts = StepCost._make(part * slowdown.step for part in ratios)
+    parts = StepCost._make([part * slowdown.step for part in ratios])
     return parts._replace(host_s=ratios.host_s * slowdown.host)
 
 
