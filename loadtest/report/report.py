@@ -126,7 +126,7 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
     )
     yield Chart(
         "latency_against_load",
-        "Latency and throughput against offered load. Beyond the knee, latency rises but throughput hardly does.",
+        "Latency and throughput against offered load, up to the knee and beyond.",
         charts.latency_against_load(summary, knee=knee),
     )
     yield Chart(
@@ -135,12 +135,7 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
         charts.frontier(summary),
     )
     if any(level.energy is not None or level.cost is not None for level in summary.levels):
-        yield Chart(
-            "energy_and_cost",
-            "Joules and cost of a token: a larger batch shares the reading of the weights, base power and price. "
-            "Bars: the 90 % interval of predicted power.",
-            charts.energy_and_cost(summary),
-        )
+        yield Chart("energy_and_cost", _energy_caption(summary), charts.energy_and_cost(summary))
     yield Chart(
         "distributions",
         "Complete distributions, with the tails below: a stall of one gap in a thousand is visible there.",
@@ -149,6 +144,15 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
     for place, detail in enumerate(of_runs):
         name = "timeline" if len(of_runs) == 1 else f"timeline_{place + 1}"
         yield Chart(name, "", charts.timeline(summary, detail))
+
+
+def _energy_caption(summary: Summary) -> str:
+    says = "Per token: a larger batch shares the reading of the weights, base power and price."
+    if any(level.energy is not None and level.energy.power_range_w is not None for level in summary.levels):
+        says += " Bars: the 90 % interval of predicted power."
+    if all(level.cost is None for level in summary.levels):
+        says += " The options --gpu-price and --gpus add the cost."
+    return says
 
 
 def _write_charts(

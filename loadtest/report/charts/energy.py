@@ -23,23 +23,33 @@ from loadtest.report.theme import FAINT, RUN_COLOURS
 
 
 def energy_and_cost(summary: Summary) -> Drawing:
-    """Draw joules, and USD per million, of an output token against the throughput of all users."""
-    title = "Energy and cost of a token"
+    """Draw joules, and USD per million, of an output token against the throughput of all users; each where known."""
+    has_energy = any(level.energy is not None for level in summary.levels)
+    has_cost = any(level.cost is not None for level in summary.levels)
+    title = " and ".join(name for name, has in (("Energy", has_energy), ("cost", has_cost)) if has) + " of a token"
+    title = title[0].upper() + title[1:]
     with style(title):
         figure = new_figure()
-        left, right = figure.subplots(1, 2)
+        panels = list(figure.subplots(1, has_energy + has_cost, squeeze=False)[0])
         figure.subplots_adjust(left=0.06, right=0.985, top=0.74, bottom=0.13, wspace=0.18)
-        spots: list[Spot] = []
         runs = list(dict.fromkeys(level.run for level in summary.levels))
-        for run, colour in zip(runs, cycle(RUN_COLOURS), strict=False):
-            levels = [level for level in summary.levels if level.run == run and level.output_tokens_per_s]
-            spots += _energy_line(left, levels, run, colour)
-            _cost_lines(right, levels, run, colour, is_only=len(runs) == 1)
-        _axes(left, "Joules per output token, GPUs only", "GPU power is unknown")
-        label_loads(left, spots, sides=(UPPER_RIGHT, LOWER_LEFT))
-        _axes(right, "USD per million tokens", "no price was given")
-        if right.lines:
-            right.legend(loc="upper right")
+        levels = [level for level in summary.levels if level.output_tokens_per_s]
+        of_runs = [
+            (run, colour, [level for level in levels if level.run == run])
+            for run, colour in zip(runs, cycle(RUN_COLOURS), strict=False)
+        ]
+        if has_energy:
+            panel = panels.pop(0)
+            spots = [spot for run, colour, own in of_runs for spot in _energy_line(panel, own, run, colour)]
+            _axes(panel, "Joules per output token, GPUs only")
+            label_loads(panel, spots, sides=(UPPER_RIGHT, LOWER_LEFT))
+        if has_cost:
+            panel = panels.pop(0)
+            for run, colour, own in of_runs:
+                _cost_lines(panel, own, run, colour, is_only=len(runs) == 1)
+            _axes(panel, "USD per million tokens")
+            if panel.lines:
+                panel.legend(loc="upper right")
         head(figure, title, f"{what_ran(summary)}   |   numbers at points: load", summary)
         return drawing_of(figure)
 
@@ -83,10 +93,10 @@ def _cost_lines(panel: Any, levels: list[LevelSummary], run: str | None, colour:
             )  # fmt: skip
 
 
-def _axes(panel: Any, title: str, why_empty: str) -> None:
+def _axes(panel: Any, title: str) -> None:
     panel_title(panel, title)
     if not panel.lines:
-        nothing(panel, why_empty)
+        nothing(panel, "no level has output tokens")
         return
     panel.set_xlim(left=0)
     panel.set_xlim(right=1.06 * panel.get_xlim()[1])
