@@ -126,7 +126,7 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
     )
     yield Chart(
         "latency_against_load",
-        "Latency and throughput against offered load, up to the knee and beyond.",
+        "Latency and throughput against offered load.",
         charts.latency_against_load(summary, knee=knee),
     )
     yield Chart(

@@ -77,9 +77,9 @@ def _money_notes(summary: Summary) -> list[str]:
     notes: dict[str, None] = {}
     for level in summary.levels:
         if level.energy is not None:
-            notes[f"watts: {level.energy.method}"] = None
+            notes[f"GPU power: by {level.energy.method}"] = None
         elif level.energy_unknown is not None:
-            notes[f"watts unknown: {level.energy_unknown}"] = None
+            notes[f"GPU power unknown: {level.energy_unknown}"] = None
         if level.cost is not None:
             notes[f"cost of {level.cost.gpus} x {level.cost.price}"] = None
             split = level.cost.split

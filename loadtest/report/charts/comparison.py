@@ -9,7 +9,7 @@ from loadtest.report.comparison_schema import Change, Comparison
 from loadtest.report.theme import FAINT, GREEN, INK, KIND_COLOURS, VERMILION
 
 COLOURS = {"better": GREEN, "worse": VERMILION, "same": INK, "unclear": FAINT, "unknown": FAINT}
-COLOUR_KEY = "green: better, orange: worse, black: the same, grey: no difference detected"
+COLOUR_KEY = "green: better, orange: worse, black: the same, grey: no difference detected, hollow: too few requests"
 DRAWN = {
     "itl_s p50": "Inter-token latency, p50",
     "itl_s p99": "Inter-token latency, p99",
@@ -24,15 +24,22 @@ TITLE = "Candidate against baseline"
 def changes(comparison: Comparison) -> Drawing:
     """Draw the change of each figure at each load with its confidence interval; the centre line means no change."""
     with style(TITLE):
-        rows = max(len(comparison.levels), 2)
-        height_in = 1.9 + 2 * (0.9 + 0.28 * rows)
+        panel_in, between_in = 0.35 + 0.28 * max(len(comparison.levels), 2), 0.95
+        height_in = 1.9 + 2 * panel_in + between_in
         figure = new_figure(height_in=height_in)
         panels = figure.subplots(2, 3, sharey=True)
         figure.subplots_adjust(
-            left=0.07, right=0.985, top=1 - 1.35 / height_in, bottom=0.55 / height_in, hspace=0.85, wspace=0.08
+            left=0.07,
+            right=0.985,
+            top=1 - 1.35 / height_in,
+            bottom=0.55 / height_in,
+            hspace=between_in / panel_in,
+            wspace=0.08,
         )
         for panel, (name, title) in zip(panels.flat, DRAWN.items(), strict=True):
             _panel(panel, comparison, name, title)
+        for panel in panels[:, 0]:
+            panel.set_ylabel("load")
         base, new = comparison.baseline, comparison.candidate
         subtitle = f"{new.name} against {base.name}   |   {COLOUR_KEY}"
         tags = [

@@ -207,6 +207,7 @@ def _rate_panel(panel: Any, lines: list[_Line], axis: _Axis) -> None:
             low, high = (level.rates_ci or {}).get("output_tokens_per_s", (0.0, 0.0))
             if high > 0:
                 panel.vlines(axis.place(level), low, high, color=run_colour, linewidth=1.2, alpha=0.75)
+            highest = max(highest, high)
         highest = max([highest, *values])
     named = len(lines) if len(lines) > 1 else 0
     panel.set_ylim(0, highest / (1 - min(0.13 + LEGEND_LINE * named, 0.6)) or 1)
