@@ -1,7 +1,8 @@
-/* The receiver of loadtest/client/receiver.py, compiled: what it does for every token takes a tenth of the time.
+/* What loadtest/client does for every token, compiled: it takes a tenth of the time.
  *
- * PythonReceiver there is the reference: a property test holds this one to it, piece by piece. hatch_build.py compiles
- * it where there is a C compiler.
+ * Python code there is the reference, to which property tests hold this: PythonReceiver of receiver.py, arrivals of
+ * timestamps.py, event_chunks of http1.py, plain_texts of shape.py. hatch_build.py compiles it where there is a C compiler. On Linux a thread can
+ * receive for many receivers; it calls nothing of Python's.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -9,11 +10,19 @@
 
 #include <errno.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
+#ifdef __linux__
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#endif
 
 enum { RECEIVE_BYTES = 65536, BLOCK_BYTES = 65536 };
 enum { LOUD, CHUNKS, FRAMES }; /* Quiet of receiver.py */
@@ -25,18 +34,27 @@ typedef struct {
 } Piece;
 
 typedef struct {
+    char *bytes;
+    Py_ssize_t size, room;
+    Piece *pieces;
+    Py_ssize_t count, pieces_room;
+} Store;
+
+typedef struct Receiver {
     PyObject_HEAD
     PyObject *socket, *wake;
     int fd, error, quiet;
     char closed;
     double read_s;
-    char *bytes;
-    Py_ssize_t size, room;
-    Piece *pieces;
-    Py_ssize_t count, pieces_room;
+    ssize_t got; /* of the last receive; below 0: nothing */
+    Store store;
+    struct Receiver *next; /* of those that a thread found to be looked at */
+    bool is_due, is_paused;
 } Receiver;
 
-static char received[RECEIVE_BYTES]; /* of one receive: only one runs at a time */
+/* Held for the stores and lists of all receivers; never while Python runs. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static char received[RECEIVE_BYTES]; /* of one receive, under the lock */
 
 static double seconds_of(const struct timespec *time) { return (double)time->tv_sec + (double)time->tv_nsec * 1e-9; }
 
@@ -45,24 +63,21 @@ static void *with_room(void *memory, Py_ssize_t *room, Py_ssize_t needed, size_t
 {
     if (needed <= *room) return memory;
     Py_ssize_t larger = needed + needed / 2;
-    void *moved = PyMem_Realloc(memory, (size_t)larger * each);
+    void *moved = realloc(memory, (size_t)larger * each);
     if (moved) *room = larger;
     return moved;
 }
 
-static bool keep(Receiver *self, const char *data, Py_ssize_t size, double read_s, double delay_s)
+static bool keep(Store *store, const char *data, Py_ssize_t size, double read_s, double delay_s)
 {
-    char *bytes = with_room(self->bytes, &self->room, self->size + size, 1);
-    if (bytes) self->bytes = bytes;
-    Piece *pieces = with_room(self->pieces, &self->pieces_room, self->count + 1, sizeof(Piece));
-    if (pieces) self->pieces = pieces;
-    if (!bytes || !pieces) {
-        PyErr_NoMemory();
-        return false;
-    }
-    memcpy(bytes + self->size, data, (size_t)size);
-    self->size += size;
-    pieces[self->count++] = (Piece){read_s, delay_s, self->size};
+    char *bytes = with_room(store->bytes, &store->room, store->size + size, 1);
+    if (bytes) store->bytes = bytes;
+    Piece *pieces = with_room(store->pieces, &store->pieces_room, store->count + 1, sizeof(Piece));
+    if (pieces) store->pieces = pieces;
+    if (!bytes || !pieces) return false;
+    memcpy(bytes + store->size, data, (size_t)size);
+    store->size += size;
+    pieces[store->count++] = (Piece){read_s, delay_s, store->size};
     return true;
 }
 
@@ -101,13 +116,9 @@ static PyObject *look(Receiver *self)
     return found;
 }
 
-static PyObject *receive(PyObject *object, PyObject *Py_UNUSED(arguments), PyObject *Py_UNUSED(named))
+/* Receives once, under the lock; returns whether what was received is to be looked at. */
+static bool receive(Receiver *self)
 {
-    Receiver *self = (Receiver *)object;
-    if (!self->wake) {
-        PyErr_SetString(PyExc_RuntimeError, "the receiver has no socket");
-        return NULL;
-    }
     union {
         char bytes[64];
         struct cmsghdr aligned;
@@ -115,30 +126,48 @@ static PyObject *receive(PyObject *object, PyObject *Py_UNUSED(arguments), PyObj
     struct iovec into = {received, sizeof received};
     struct msghdr message = {
         .msg_iov = &into, .msg_iovlen = 1, .msg_control = ancillary.bytes, .msg_controllen = sizeof ancillary.bytes};
-    ssize_t size = recvmsg(self->fd, &message, MSG_DONTWAIT);
+    ssize_t size = self->got = recvmsg(self->fd, &message, MSG_DONTWAIT);
     if (size < 0) {
-        if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) Py_RETURN_NONE;
+        if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return false;
         self->error = errno;
-        return look(self);
+        return true;
     }
     struct timespec now, real;
     clock_gettime(CLOCK_MONOTONIC, &now);
     clock_gettime(CLOCK_REALTIME, &real);
     self->read_s = seconds_of(&now);
     if (!size) self->closed = true;
-    else if (!keep(self, received, size, self->read_s, delay_of(&message, seconds_of(&real)))) return NULL;
-    if (size && self->size <= BLOCK_BYTES && may_wait(self->quiet, (unsigned char *)received, size)) Py_RETURN_NONE;
+    else if (!keep(&self->store, received, size, self->read_s, delay_of(&message, seconds_of(&real)))) self->error = ENOMEM;
+    return !size || self->error || self->store.size > BLOCK_BYTES ||
+           !may_wait(self->quiet, (unsigned char *)received, size);
+}
+
+static PyObject *receive_once(PyObject *object, PyObject *Py_UNUSED(arguments), PyObject *Py_UNUSED(named))
+{
+    Receiver *self = (Receiver *)object;
+    if (!self->wake) {
+        PyErr_SetString(PyExc_RuntimeError, "the receiver has no socket");
+        return NULL;
+    }
+    pthread_mutex_lock(&lock);
+    bool is_due = receive(self);
+    pthread_mutex_unlock(&lock);
+    if (!is_due) Py_RETURN_NONE;
     return look(self);
 }
 
 static PyObject *drain(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
     Receiver *self = (Receiver *)object;
-    PyObject *data = PyBytes_FromStringAndSize(self->bytes, self->size);
-    PyObject *ends = PyList_New(self->count), *reads = PyList_New(self->count), *delays = PyList_New(self->count);
+    pthread_mutex_lock(&lock); /* and not for longer: to make objects may run any of Python's code */
+    Store store = self->store;
+    self->store = (Store){0};
+    pthread_mutex_unlock(&lock);
+    PyObject *data = PyBytes_FromStringAndSize(store.bytes, store.size);
+    PyObject *ends = PyList_New(store.count), *reads = PyList_New(store.count), *delays = PyList_New(store.count);
     bool whole = data && ends && reads && delays;
-    for (Py_ssize_t place = 0; whole && place < self->count; place++) {
-        const Piece *piece = &self->pieces[place];
+    for (Py_ssize_t place = 0; whole && place < store.count; place++) {
+        const Piece *piece = &store.pieces[place];
         PyObject *end = PyLong_FromSsize_t(piece->end), *read_s = PyFloat_FromDouble(piece->read_s);
         PyObject *delay_s = PyFloat_FromDouble(piece->delay_s);
         whole = end && read_s && delay_s;
@@ -151,7 +180,8 @@ static PyObject *drain(PyObject *object, PyObject *Py_UNUSED(ignored))
     Py_XDECREF(ends);
     Py_XDECREF(reads);
     Py_XDECREF(delays);
-    if (drained) self->size = self->count = 0;
+    free(store.bytes);
+    free(store.pieces);
     return drained;
 }
 
@@ -192,8 +222,8 @@ static void end(PyObject *object)
     Receiver *self = (Receiver *)object;
     PyObject_GC_UnTrack(object);
     clear(object);
-    PyMem_Free(self->bytes);
-    PyMem_Free(self->pieces);
+    free(self->store.bytes);
+    free(self->store.pieces);
     Py_TYPE(object)->tp_free(object);
 }
 
@@ -217,7 +247,7 @@ static PyTypeObject receiver_type = {
     .tp_doc = "As PythonReceiver of loadtest/client/receiver.py.",
     .tp_new = PyType_GenericNew,
     .tp_init = begin,
-    .tp_call = receive,
+    .tp_call = receive_once,
     .tp_traverse = traverse,
     .tp_clear = clear,
     .tp_dealloc = end,
@@ -225,19 +255,415 @@ static PyTypeObject receiver_type = {
     .tp_members = members,
 };
 
+#ifdef __linux__
+/* -- a thread that receives for many receivers ----------------------------------------------------------------- */
+
+enum { EVENTS = 256, PAUSE_BYTES = 1 << 20 }; /* a receiver that keeps more waits until it was looked at */
+enum { HUNG_UP = EPOLLRDHUP | EPOLLHUP | EPOLLERR };
+
+typedef struct {
+    PyObject_HEAD
+    pthread_t thread;
+    int epoll, due, stop; /* file descriptors: of what is waited for, and of two events */
+    bool is_running;
+    Receiver **of_fd; /* each owned; NULL where there is none */
+    int room, count;
+    Receiver *first, *last; /* to be looked at; all are in of_fd, too */
+} Thread;
+
+/* Receives until nothing is left: epoll tells of what came, not of what is there. Returns as receive(). */
+static bool receive_all(Receiver *self, bool is_hung_up)
+{
+    bool is_due = false, may_have_more;
+    do {
+        is_due |= receive(self);
+        may_have_more = self->got == sizeof received || (self->got > 0 && is_hung_up);
+    } while (may_have_more && !self->error && self->store.size <= PAUSE_BYTES);
+    return is_due;
+}
+
+static void link_due(Thread *self, Receiver *receiver)
+{
+    if (receiver->is_due) return;
+    receiver->is_due = true;
+    if (self->last) self->last->next = receiver;
+    else {
+        self->first = receiver;
+        eventfd_write(self->due, 1);
+    }
+    self->last = receiver;
+}
+
+static void *run(void *object)
+{
+    Thread *self = object;
+    struct epoll_event events[EVENTS];
+    for (;;) {
+        int count = epoll_wait(self->epoll, events, EVENTS, -1);
+        for (int place = 0; place < count; place++) {
+            int fd = events[place].data.fd;
+            if (fd == self->stop) return NULL;
+            pthread_mutex_lock(&lock);
+            Receiver *receiver = fd < self->room ? self->of_fd[fd] : NULL; /* NULL if it was removed just now */
+            if (receiver && receive_all(receiver, events[place].events & HUNG_UP)) {
+                receiver->is_paused = receiver->store.size > PAUSE_BYTES;
+                if (receiver->closed || receiver->error || receiver->is_paused)
+                    epoll_ctl(self->epoll, EPOLL_CTL_DEL, fd, NULL);
+                link_due(self, receiver);
+            }
+            pthread_mutex_unlock(&lock);
+        }
+    }
+}
+
+static bool watch(Thread *self, int fd)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.fd = fd};
+    return !epoll_ctl(self->epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+/* Takes a receiver out of those to be looked at. */
+static void unlink_due(Thread *self, Receiver *receiver)
+{
+    Receiver *before = NULL;
+    for (Receiver *each = self->first; each && each != receiver; each = each->next) before = each;
+    if (before) before->next = receiver->next;
+    else self->first = receiver->next;
+    if (self->last == receiver) self->last = before;
+    receiver->next = NULL;
+    receiver->is_due = false;
+}
+
+/* Looks at every receiver that is due; what one's wake raises leaves the others due. */
+static PyObject *look_at_due(PyObject *object, PyObject *Py_UNUSED(arguments), PyObject *Py_UNUSED(named))
+{
+    Thread *self = (Thread *)object;
+    eventfd_t events;
+    eventfd_read(self->due, &events);
+    for (;;) {
+        pthread_mutex_lock(&lock);
+        Receiver *receiver = self->first;
+        if (receiver) {
+            unlink_due(self, receiver);
+            Py_INCREF(receiver);
+        }
+        pthread_mutex_unlock(&lock);
+        if (!receiver) Py_RETURN_NONE;
+        PyObject *looked = look(receiver);
+        pthread_mutex_lock(&lock);
+        if (receiver->is_paused && receiver->fd < self->room && self->of_fd[receiver->fd] == receiver)
+            watch(self, receiver->fd);
+        receiver->is_paused = false;
+        if (!looked && self->first) eventfd_write(self->due, 1);
+        pthread_mutex_unlock(&lock);
+        Py_DECREF(receiver);
+        if (!looked) return NULL;
+        Py_DECREF(looked);
+    }
+}
+
+static Receiver *receiver_of(PyObject *object)
+{
+    if (PyObject_TypeCheck(object, &receiver_type) && ((Receiver *)object)->wake) return (Receiver *)object;
+    PyErr_SetString(PyExc_TypeError, "expected a receiver with a socket");
+    return NULL;
+}
+
+static PyObject *add(PyObject *object, PyObject *added)
+{
+    Thread *self = (Thread *)object;
+    Receiver *receiver = receiver_of(added);
+    if (!receiver) return NULL;
+    pthread_mutex_lock(&lock);
+    bool is_added = true;
+    if (receiver->fd >= self->room) {
+        int room = receiver->fd * 2 + 64;
+        Receiver **of_fd = realloc(self->of_fd, (size_t)room * sizeof *of_fd);
+        is_added = of_fd != NULL;
+        if (is_added) {
+            memset(of_fd + self->room, 0, (size_t)(room - self->room) * sizeof *of_fd);
+            self->of_fd = of_fd;
+            self->room = room;
+        } else errno = ENOMEM;
+    }
+    if (is_added && self->of_fd[receiver->fd]) {
+        is_added = false;
+        errno = EEXIST;
+    }
+    is_added = is_added && watch(self, receiver->fd);
+    if (is_added) {
+        Py_INCREF(receiver);
+        self->of_fd[receiver->fd] = receiver;
+        self->count++;
+    }
+    pthread_mutex_unlock(&lock);
+    if (!is_added) return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+static PyObject *discard(PyObject *object, PyObject *removed)
+{
+    Thread *self = (Thread *)object;
+    Receiver *receiver = receiver_of(removed);
+    if (!receiver) return NULL;
+    pthread_mutex_lock(&lock);
+    bool is_known = receiver->fd < self->room && self->of_fd[receiver->fd] == receiver;
+    if (is_known) {
+        epoll_ctl(self->epoll, EPOLL_CTL_DEL, receiver->fd, NULL);
+        if (receiver->is_due) unlink_due(self, receiver);
+        self->of_fd[receiver->fd] = NULL;
+        self->count--;
+    }
+    pthread_mutex_unlock(&lock);
+    if (is_known) Py_DECREF(receiver);
+    Py_RETURN_NONE;
+}
+
+static PyObject *fileno_of(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLong(((Thread *)object)->due);
+}
+
+static int start_thread(PyObject *object, PyObject *arguments, PyObject *named)
+{
+    Thread *self = (Thread *)object;
+    if (!PyArg_ParseTuple(arguments, "") || named || self->is_running) return -1;
+    self->epoll = epoll_create1(EPOLL_CLOEXEC);
+    self->due = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    self->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    sigset_t all, before; /* signals are for Python's thread */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    bool is_ready = self->epoll >= 0 && self->due >= 0 && self->stop >= 0 && watch(self, self->stop);
+    int error = is_ready ? pthread_create(&self->thread, NULL, run, self) : errno;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    self->is_running = !error;
+    errno = error;
+    if (error) PyErr_SetFromErrno(PyExc_OSError);
+    return error ? -1 : 0;
+}
+
+static PyObject *new_thread(PyTypeObject *type, PyObject *Py_UNUSED(arguments), PyObject *Py_UNUSED(named))
+{
+    Thread *self = (Thread *)type->tp_alloc(type, 0);
+    if (self) self->epoll = self->due = self->stop = -1;
+    return (PyObject *)self;
+}
+
+static int traverse_thread(PyObject *object, visitproc visit, void *arg)
+{
+    Thread *self = (Thread *)object;
+    for (int fd = 0; fd < self->room; fd++) Py_VISIT(self->of_fd[fd]);
+    return 0;
+}
+
+static int clear_thread(PyObject *object)
+{
+    Thread *self = (Thread *)object;
+    for (int fd = 0; fd < self->room; fd++)
+        if (self->of_fd[fd]) Py_XDECREF(discard(object, (PyObject *)self->of_fd[fd]));
+    return 0;
+}
+
+static void end_thread(PyObject *object)
+{
+    Thread *self = (Thread *)object;
+    PyObject_GC_UnTrack(object);
+    clear_thread(object);
+    if (self->is_running) {
+        eventfd_write(self->stop, 1);
+        pthread_join(self->thread, NULL);
+    }
+    const int files[] = {self->epoll, self->due, self->stop};
+    for (size_t place = 0; place < sizeof files / sizeof *files; place++)
+        if (files[place] >= 0) close(files[place]);
+    free(self->of_fd);
+    Py_TYPE(object)->tp_free(object);
+}
+
+static PyMethodDef thread_methods[] = {
+    {"add", add, METH_O, "Receive for a receiver from now on."},
+    {"discard", discard, METH_O, "Receive no longer for a receiver, if it was added."},
+    {"fileno", fileno_of, METH_NOARGS, "The file descriptor that is readable while a receiver is to be looked at."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef thread_members[] = {
+    {"count", T_INT, offsetof(Thread, count), READONLY, "Receivers that were added."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyTypeObject thread_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "loadtest.client._receiver.ReceivingThread",
+    .tp_basicsize = sizeof(Thread),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = "A thread that receives for the receivers added to it; see _receiver.pyi.",
+    .tp_new = new_thread,
+    .tp_init = start_thread,
+    .tp_call = look_at_due,
+    .tp_traverse = traverse_thread,
+    .tp_clear = clear_thread,
+    .tp_dealloc = end_thread,
+    .tp_methods = thread_methods,
+    .tp_members = thread_members,
+};
+#endif
+
+/* -- events of a reply ----------------------------------------------------------------------------------------- */
+
+static int hex_of(char digit)
+{
+    if (digit >= '0' && digit <= '9') return digit - '0';
+    digit |= 0x20;
+    return digit >= 'a' && digit <= 'f' ? digit - 'a' + 10 : -1;
+}
+
+/* Returns where the content of a chunk begins, and its size; NULL without a plain head. */
+static const char *chunk_content(const char *from, const char *end, Py_ssize_t *size)
+{
+    const char *at = from;
+    *size = 0;
+    for (int digit; at < end && at - from < 7 && (digit = hex_of(*at)) >= 0; at++) *size = *size << 4 | digit;
+    return at > from && end - at >= 2 && at[0] == '\r' && at[1] == '\n' ? at + 2 : NULL;
+}
+
+static bool is_space(char byte) { return byte == ' ' || (byte >= '\t' && byte <= '\r'); }
+
+static bool append_new(PyObject *list, PyObject *item)
+{
+    bool done = item && !PyList_Append(list, item);
+    Py_XDECREF(item);
+    return done;
+}
+
+static PyObject *event_chunks(PyObject *Py_UNUSED(self), PyObject *given)
+{
+    char *data;
+    Py_ssize_t length, size;
+    if (PyBytes_AsStringAndSize(given, &data, &length)) return NULL;
+    PyObject *messages = PyList_New(0), *ends = PyList_New(0);
+    bool whole = messages && ends;
+    const char *from = data, *content;
+    while (whole && (content = chunk_content(from, data + length, &size))) {
+        if (size < 7 || data + length - content < size + 2 || memcmp(content, "data:", 5)) break;
+        const char *last = content + size - 2;
+        if (memcmp(last, "\n\n\r\n", 4) || memchr(content, '\n', (size_t)size) != last) break;
+        for (content += 5; content < last && is_space(*content);) content++;
+        const char *stop = last;
+        while (stop > content && is_space(stop[-1])) stop--;
+        from = last + 4;
+        whole = append_new(messages, PyBytes_FromStringAndSize(content, stop - content)) &&
+                append_new(ends, PyLong_FromSsize_t(from - data));
+    }
+    PyObject *found = whole ? PyTuple_Pack(2, messages, ends) : NULL;
+    Py_XDECREF(messages);
+    Py_XDECREF(ends);
+    return found;
+}
+
+/* The buffer of an array of 64-bit integers; raises where it is none. */
+static bool counts_of(PyObject *array, Py_buffer *counts)
+{
+    if (PyObject_GetBuffer(array, counts, PyBUF_WRITABLE | PyBUF_FORMAT)) return false;
+    if (counts->itemsize == sizeof(long long) && counts->format && !strcmp(counts->format, "q") && counts->len) return true;
+    PyBuffer_Release(counts);
+    PyErr_SetString(PyExc_TypeError, "expected an array of type q");
+    return false;
+}
+
+static PyObject *arrivals(PyObject *Py_UNUSED(self), PyObject *arguments)
+{
+    PyObject *reads, *delays, *late_counts;
+    double previous_s, began_s, slack_s, limit_s, bin_s;
+    if (!PyArg_ParseTuple(arguments, "OOddO(ddd)", &reads, &delays, &previous_s, &began_s, &late_counts, &slack_s, &limit_s, &bin_s))
+        return NULL;
+    Py_buffer counts;
+    if (!counts_of(late_counts, &counts)) return NULL;
+    PyObject *given = PySequence_Fast(reads, "expected times"), *late = PySequence_Fast(delays, "expected delays");
+    Py_ssize_t size = given && late ? PySequence_Fast_GET_SIZE(given) : 0;
+    bool whole = given && late;
+    if (whole && PySequence_Fast_GET_SIZE(late) != size) {
+        PyErr_SetString(PyExc_ValueError, "as many delays as times are needed");
+        whole = false;
+    }
+    PyObject *arrived = whole ? PyList_New(size) : NULL;
+    Py_ssize_t unstamped = 0, refused = 0, bins = counts.len / counts.itemsize;
+    for (Py_ssize_t place = 0; arrived && place < size; place++) {
+        double arrived_s = PyFloat_AsDouble(PySequence_Fast_GET_ITEM(given, place)) - began_s;
+        double late_s = PyFloat_AsDouble(PySequence_Fast_GET_ITEM(late, place));
+        if (late_s == INFINITY) unstamped++;
+        else if (late_s < -slack_s || late_s > limit_s || arrived_s - late_s < previous_s - slack_s) refused++;
+        else {
+            Py_ssize_t bin = late_s > 0 ? (Py_ssize_t)(late_s / bin_s) : 0;
+            ((long long *)counts.buf)[bin < bins ? bin : bins - 1]++;
+            if (late_s > 0) arrived_s = arrived_s - late_s > previous_s ? arrived_s - late_s : previous_s;
+        }
+        previous_s = arrived_s;
+        PyObject *time = PyFloat_FromDouble(arrived_s);
+        if (!time || PyErr_Occurred()) {
+            Py_XDECREF(time);
+            Py_CLEAR(arrived);
+        } else PyList_SET_ITEM(arrived, place, time);
+    }
+    PyBuffer_Release(&counts);
+    Py_XDECREF(given);
+    Py_XDECREF(late);
+    return arrived ? Py_BuildValue("Nnn", arrived, unstamped, refused) : NULL;
+}
+
+static bool is_plain(const unsigned char *text, Py_ssize_t size)
+{
+    for (Py_ssize_t place = 0; place < size; place++)
+        if (text[place] < ' ' || text[place] > '~' || text[place] == '"' || text[place] == '\\') return false;
+    return size > 0;
+}
+
+static PyObject *plain_texts(PyObject *Py_UNUSED(self), PyObject *arguments)
+{
+    PyObject *messages;
+    Py_ssize_t place;
+    const char *head, *tail;
+    Py_ssize_t head_size, tail_size;
+    if (!PyArg_ParseTuple(arguments, "O!ny#y#", &PyList_Type, &messages, &place, &head, &head_size, &tail, &tail_size))
+        return NULL;
+    PyObject *texts = PyList_New(0);
+    for (; texts && place >= 0 && place < PyList_GET_SIZE(messages); place++) {
+        PyObject *message = PyList_GET_ITEM(messages, place);
+        if (!PyBytes_Check(message)) break;
+        const char *bytes = PyBytes_AS_STRING(message);
+        Py_ssize_t size = PyBytes_GET_SIZE(message) - head_size - tail_size;
+        if (size <= 0 || memcmp(bytes, head, (size_t)head_size) || memcmp(bytes + head_size + size, tail, (size_t)tail_size) ||
+            !is_plain((const unsigned char *)bytes + head_size, size))
+            break;
+        if (!append_new(texts, PyUnicode_FromStringAndSize(bytes + head_size, size))) Py_CLEAR(texts);
+    }
+    return texts;
+}
+
+static PyMethodDef functions[] = {
+    {"arrivals", arrivals, METH_VARARGS, "As arrivals of loadtest/client/timestamps.py."},
+    {"event_chunks", event_chunks, METH_O, "As event_chunks of loadtest/client/http1.py."},
+    {"plain_texts", plain_texts, METH_VARARGS, "As plain_texts of loadtest/client/protocols/shape.py."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int add_type(PyObject *to, const char *name, PyTypeObject *type)
+{
+    if (PyType_Ready(type) < 0) return -1;
+    return PyModule_AddObjectRef(to, name, (PyObject *)type);
+}
+
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, .m_name = "_receiver", .m_doc = "The compiled receiver of loadtest/client.", .m_size = -1};
+    PyModuleDef_HEAD_INIT, .m_name = "_receiver", .m_doc = "The compiled part of loadtest/client.", .m_size = -1,
+    .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__receiver(void)
 {
-    if (PyType_Ready(&receiver_type) < 0) return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (!made) return NULL;
-    Py_INCREF(&receiver_type);
-    if (PyModule_AddObject(made, "Receiver", (PyObject *)&receiver_type) < 0) {
-        Py_DECREF(&receiver_type);
-        Py_DECREF(made);
-        return NULL;
-    }
+    bool whole = made && !add_type(made, "Receiver", &receiver_type);
+#ifdef __linux__
+    whole = whole && !add_type(made, "ReceivingThread", &thread_type);
+#endif
+    if (!whole) Py_CLEAR(made);
     return made;
 }

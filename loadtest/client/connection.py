@@ -1,8 +1,9 @@
 """Sockets on gevent's loop: bytes are timestamped on arrival; the user's greenlet wakes once, at the end of the reply.
 
-Between two tokens there is no greenlet switch and no parsing: the loop's callback is a receiver, which keeps the bytes
-and when it read them until the reply may have ended. If the kernel timestamps arrivals, its timestamp is used, so that
-a busy client does not add to the server's latency; the reading delay is recorded as well.
+Between two tokens there is no greenlet switch and no parsing: a receiver keeps the bytes and when it read them until
+the reply may have ended. Where a thread can receive, the loop wakes at ends alone; elsewhere the loop calls the
+receivers. If the kernel timestamps arrivals, its timestamp is used, so that a busy client does not add to the server's
+latency; the reading delay is recorded as well.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from loadtest.client.endpoint import Endpoint, tls_context
 from loadtest.client.http1 import EVENT_STREAM, HttpSession, ProtocolError, request_head
 from loadtest.client.http2 import GrpcSession, call_headers
 from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_messages, without_prompt
-from loadtest.client.receiver import RECEIVE_BYTES, Pieces, PythonReceiver, Quiet, Receiver
+from loadtest.client.receiver import RECEIVE_BYTES, Pieces, PythonReceiver, Quiet, Receiver, ReceivingThread
 from loadtest.client.timestamps import Readings, ask_for_stamps
 from loadtest.client.tls import TlsStream
 
@@ -60,6 +61,32 @@ class ServerConnections:
     readings: Readings = field(default_factory=Readings)
     _addresses: list[Any] = field(default_factory=list)
     _context: ssl.SSLContext | None = None
+    _thread: Any = None
+    _watcher: Any = None
+
+    def start(self, receiver: PythonReceiver) -> bool:
+        """Let a thread receive from now on; return whether there can be one.
+
+        The thread's own work is in C, and it runs while Python parses: what a busy process receives late, it would
+        record as merged.
+        """
+        if self.receiver is PythonReceiver or ReceivingThread is None:
+            return False
+        if self._thread is None:
+            self._thread = ReceivingThread()
+            self._watcher = gevent.get_hub().loop.io(self._thread.fileno(), READ)
+            self._watcher.start(self._thread)
+        self._thread.add(receiver)
+        return True
+
+    def stop(self, receiver: PythonReceiver) -> None:
+        """Receive no longer for a receiver; the thread ends with the last one."""
+        if self._thread is not None:
+            self._thread.discard(receiver)
+            if not self._thread.count:
+                self._watcher.stop()
+                self._watcher.close()
+                self._thread = self._watcher = None
 
     def now_s(self) -> float:
         """Return seconds since the start of the run."""
@@ -211,9 +238,10 @@ class _Socket:
         context = self._connections.tls()
         if context is not None:
             self._shake_hands(context, until_s)
-        self._reader = gevent.get_hub().loop.io(self._socket.fileno(), READ)
         self._receiver = self._connections.receiver(self._socket, self._look)
-        self._reader.start(self._receiver)
+        if self._tls is not None or not self._connections.start(self._receiver):  # every piece of TLS is looked at
+            self._reader = gevent.get_hub().loop.io(self._socket.fileno(), READ)
+            self._reader.start(self._receiver)
 
     def _shake_hands(self, context: ssl.SSLContext, until_s: float) -> None:
         self._tls = TlsStream(context, self._connections.endpoint.host)
@@ -250,9 +278,10 @@ class _Socket:
         try:
             self._send(request)
             self._await_end(sent_s + self._connections.reply_s)
-        finally:
+        except BaseException:
             with contextlib.suppress(ProtocolError):
                 self._settle()  # what arrived before the error
+            raise
 
     def _await_end(self, ends_s: float) -> None:
         connections = self._connections
@@ -289,8 +318,8 @@ class _Socket:
         """Take what was received, and the end of the connection."""
         if receiver.error:
             raise OSError(receiver.error, os.strerror(receiver.error))
+        is_closed = receiver.closed  # before the bytes: of a connection closed by now, all are there
         pieces = Pieces(*receiver.drain())
-        is_closed = receiver.closed
         if self._tls is not None and pieces.data:
             plain = self._decrypted(pieces.data, self._tls)
             is_closed = is_closed or plain == b""
@@ -356,6 +385,8 @@ class _Socket:
             if watcher is not None:
                 watcher.stop()
                 watcher.close()
+        if self._receiver is not None:
+            self._connections.stop(self._receiver)
         self._reader = self._receiver = self._writer = None
         if self._socket is not None:
             self._socket.close()

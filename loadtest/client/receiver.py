@@ -150,12 +150,14 @@ def _delay_s(ancillary: list[tuple[int, int, bytes]], real_s: float) -> float:
     return real_s - float(seconds + nanoseconds * 1e-9)
 
 
-def _compiled() -> type[PythonReceiver]:
+def compiled(name: str, otherwise: Any) -> Any:
+    """Return the compiled form of a class or function; the other one without a C compiler at the build."""
     try:
         from loadtest.client import _receiver  # noqa: PLC0415
-    except ImportError:  # no C compiler where the package was built
-        return PythonReceiver
-    return _receiver.Receiver
+    except ImportError:
+        return otherwise
+    return getattr(_receiver, name, otherwise)
 
 
-Receiver = _compiled()
+Receiver: type[PythonReceiver] = compiled("Receiver", PythonReceiver)
+ReceivingThread: Any = compiled("ReceivingThread", None)  # on Linux; None: a loop has to call the receivers

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtest.client.receiver import UNSTAMPED, Pieces
+from loadtest.client.receiver import UNSTAMPED, Pieces, compiled
 
 TIMESTAMPS = getattr(socket, "SO_TIMESTAMPNS", 35)  # Linux: nanoseconds of CLOCK_REALTIME with every receive
 MAX_LATE_S = 5.0
@@ -36,7 +38,7 @@ class Readings:
     stamped: int = 0
     unstamped: int = 0
     refused: int = 0
-    _late: list[int] = field(default_factory=lambda: [0] * BINS)
+    _late: array[int] = field(default_factory=lambda: array("q", bytes(8 * BINS)))
 
     def arrivals_s(self, pieces: Pieces, previous_s: float, *, began_s: float) -> list[float]:
         """Return when pieces of a reply arrived, on the monotonic clock, counted from `began_s`.
@@ -48,22 +50,13 @@ class Readings:
             pieces: In order.
             previous_s: When the bytes before them arrived or the request was sent, counted from `began_s`.
         """
-        arrivals_s = []
-        for read_s, late_s in zip(pieces.read_s, pieces.delays_s, strict=True):
-            arrived_s = read_s - began_s
-            if late_s == UNSTAMPED:  # no calls, and no min() or max(): this runs for every token
-                self.unstamped += 1
-            elif late_s < -SLACK_S or late_s > MAX_LATE_S or arrived_s - late_s < previous_s - SLACK_S:
-                self.refused += 1
-                self.unstamped += 1
-            else:
-                self.stamped += 1
-                place = int(late_s / BIN_S) if late_s > 0.0 else 0
-                self._late[place if place < BINS else BINS - 1] += 1
-                if late_s > 0.0:
-                    arrived_s = arrived_s - late_s if arrived_s - late_s > previous_s else previous_s
-            arrivals_s.append(arrived_s)
-            previous_s = arrived_s
+        limits_s = (SLACK_S, MAX_LATE_S, BIN_S)
+        arrivals_s, unstamped, refused = arrivals(
+            pieces.read_s, pieces.delays_s, previous_s, began_s, self._late, limits_s
+        )
+        self.stamped += len(arrivals_s) - unstamped - refused
+        self.unstamped += unstamped + refused
+        self.refused += refused
         return arrivals_s
 
     def late_p99_s(self) -> float:
@@ -81,3 +74,33 @@ class Readings:
         if not self.stamped:
             return "reader"
         return "kernel" if self.unstamped <= 0.01 * self.stamped else "mixed"
+
+
+def _arrivals(
+    read_s: Sequence[float],
+    delays_s: Sequence[float],
+    previous_s: float,
+    began_s: float,
+    late: array[int],
+    limits_s: tuple[float, float, float],
+) -> tuple[list[float], int, int]:
+    """Return when pieces arrived, how many have no timestamp, and how many an implausible one; count the delays."""
+    slack_s, max_late_s, bin_s = limits_s
+    arrivals_s, unstamped, refused = [], 0, 0
+    for each_s, late_s in zip(read_s, delays_s, strict=True):
+        arrived_s = each_s - began_s
+        if late_s == UNSTAMPED:  # no calls, and no min() or max(): this runs for every token
+            unstamped += 1
+        elif late_s < -slack_s or late_s > max_late_s or arrived_s - late_s < previous_s - slack_s:
+            refused += 1
+        else:
+            place = int(late_s / bin_s) if late_s > 0.0 else 0
+            late[place if place < len(late) else -1] += 1
+            if late_s > 0.0:
+                arrived_s = arrived_s - late_s if arrived_s - late_s > previous_s else previous_s
+        arrivals_s.append(arrived_s)
+        previous_s = arrived_s
+    return arrivals_s, unstamped, refused
+
+
+arrivals: Callable[..., tuple[list[float], int, int]] = compiled("arrivals", _arrivals)

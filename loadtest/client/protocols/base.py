@@ -229,8 +229,18 @@ def read_messages(protocol: Protocol, messages: Sequence[bytes], times_s: Sequen
         ProtocolError: One is an error, or is malformed; those before it count.
     """
     shape: Shape | None = None
-    left = SHAPES_TRIED
-    for message, arrived_s in zip(messages, times_s, strict=True):
+    left, place = SHAPES_TRIED, 0
+    messages = list(messages)
+    while place < len(messages):
+        if shape is not None and (texts := shape.texts_in(messages, place)):
+            reply.times_s.extend(times_s[place : place + len(texts)])
+            reply.sizes.extend(map(len, texts))
+            if reply.content is not None:
+                reply.content += texts if shape.is_kept else [""] * len(texts)
+            place += len(texts)
+            continue
+        message, arrived_s = messages[place], times_s[place]
+        place += 1
         if shape is not None and (text := shape.text_in(message)):
             reply.times_s.append(arrived_s)
             reply.sizes.append(len(text))

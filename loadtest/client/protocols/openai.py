@@ -14,6 +14,7 @@ from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, json_of
 from loadtest.client.protocols.shape import Shape
 
 DONE = b"[DONE]"
+_encoded = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for each request
 _TEXTS = ("content", "reasoning_content", "reasoning")
 
 
@@ -69,7 +70,7 @@ class OpenAi(Protocol):
         }
         if spec.exact:
             values |= {"min_tokens": spec.output_tokens, "ignore_eos": True}
-        return json.dumps(merged_over(values, self._extra), separators=(",", ":")).encode()
+        return _encoded(merged_over(values, self._extra)).encode()
 
     def take(self, message: bytes, arrived_s: float, reply: Reply) -> None:
         """Process an event: text, finish reason, usage, or the end."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from loadtest.client.receiver import compiled
+
+_PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # what JSON writes without escapes
 _OPENING = re.compile(rb"\s*:\s*\"")
 
 
@@ -50,3 +54,23 @@ class Shape:
         except UnicodeDecodeError:
             return None
         return text if text.isprintable() and '"' not in text and "\\" not in text else None
+
+    def texts_in(self, events: list[bytes], place: int) -> list[str]:
+        """Return the texts of the events from a place on, up to the first that has another shape or no plain text."""
+        return plain_texts(events, place, self.head, self.tail)
+
+
+def _plain_texts(events: list[bytes], place: int, head: bytes, tail: bytes) -> list[str]:
+    """Return the texts between head and tail from a place on, up to the first that is not of printable ASCII alone."""
+    texts = []
+    for event in events[place:]:
+        text = event[len(head) : len(event) - len(tail)]
+        if len(event) <= len(head) + len(tail) or not (event.startswith(head) and event.endswith(tail)):
+            break
+        if not _PLAIN.fullmatch(text):
+            break
+        texts.append(text.decode())
+    return texts
+
+
+plain_texts: Callable[[list[bytes], int, bytes, bytes], list[str]] = compiled("plain_texts", _plain_texts)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
+from array import array
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from loadtest.client import timestamps
 from loadtest.client.connection import Connection, ServerConnections
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.protocols import protocol_for
@@ -101,3 +105,19 @@ def test_a_server_that_takes_and_says_nothing_is_left() -> None:
         assert _ask(door) == ("timeout", "nothing for 0.2 s")
         door.endpoint = door.endpoint.model_copy(update={"tls": True, "insecure": True})
         assert _ask(door)[0] == "timeout"
+
+
+SECONDS = st.floats(-10, 10, allow_nan=False) | st.floats(-0.01, 0.01)
+
+
+@given(st.lists(st.tuples(SECONDS, SECONDS | st.just(UNSTAMPED)), max_size=20), SECONDS, SECONDS)
+def test_the_compiled_form_dates_pieces_alike(
+    pieces: list[tuple[float, float]], previous_s: float, began_s: float
+) -> None:
+    """The same arrivals to the last digit, the same counts."""
+    reads_s, delays_s = [each for each, _ in pieces], [each for _, each in pieces]
+    found = []
+    for date in (timestamps._arrivals, timestamps.arrivals):
+        late = array("q", bytes(8 * 50))
+        found.append((date(reads_s, delays_s, previous_s, began_s, late, (0.001, 5.0, 0.0001)), late))
+    assert found[0] == found[1]

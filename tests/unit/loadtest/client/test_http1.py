@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loadtest.client import http1
 from loadtest.client.http1 import CutError, HttpSession, ProtocolError, error_text, request_head
-from loadtest.client.receiver import Pieces
+from loadtest.client.receiver import UNSTAMPED, Pieces
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -218,3 +218,56 @@ def test_a_refusal_states_the_servers_reason_or_its_status(body: bytes, text: st
     with pytest.raises(ProtocolError) as refused:
         Heard().feed(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     assert str(refused.value) == text
+
+
+CHUNKS = st.lists(
+    st.sampled_from(
+        [
+            *(_chunk(_event(text="tick")), _chunk(_event(text="tock", longer=True)), _chunk(b"data: \n\n")),
+            *(_chunk(b"data:  spaced \t\n\n"), _chunk(b"data: a\rb\n\n"), _chunk(b": still here\n\n")),
+            *(_chunk(b"data: one\n\ndata: two\n\n"), _chunk(b"data: cut"), _chunk(b" in two\n\n"), _chunk(b"\n")),
+            *(
+                _chunk(b"data: a\r\n\r\n"),
+                b"A;x=y\r\ndata: abc\n\r\n",
+                b"00a\r\ndata: ab\n\n\r\n",
+                b"0A\r\ndata: ab\n\n\r\n",
+            ),
+            _chunk(b"event: x\ndata: y\n\n"),
+        ]
+    ),
+    max_size=12,
+)
+REFERENCE = http1._event_chunks
+
+
+@given(CHUNKS, st.lists(st.integers(0, 600), max_size=20), st.lists(st.booleans(), min_size=22, max_size=22))
+def test_events_taken_without_the_parser_are_those_that_it_would_find(
+    chunks: list[bytes], cuts: list[int], drained: list[bool]
+) -> None:
+    """Whatever chunks come in whatever pieces, read in whatever blocks: the same messages, times and end."""
+    reply = HEAD + b"".join(chunks) + b"0\r\n\r\n"
+    places = sorted({0, *(cut for cut in cuts if cut < len(reply)), len(reply)})
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for take in (lambda _: ([], []), REFERENCE, http1.event_chunks):
+            patch.setattr(http1, "event_chunks", take)
+            heard, block = Heard(), []
+            for number, ((begin, end), is_drained) in enumerate(zip(pairwise(places), drained, strict=False)):
+                block.append((reply[begin:end], float(number)))
+                if is_drained or end == len(reply):
+                    ends = list(accumulate(len(data) for data, _ in block))
+                    times_s = [time_s for _, time_s in block]
+                    data = b"".join(data for data, _ in block)
+                    heard.session.take(Pieces(data, ends, times_s, [UNSTAMPED] * len(ends)))
+                    block = []
+            found.append((heard.messages, heard.times, heard.session.ended, heard.session.reusable))
+    assert found[0] == found[1] == found[2]
+    assert found[0][2]
+
+
+@given(
+    st.lists(CHUNKS.map(b"".join) | st.binary(max_size=20) | st.just(b"fffffff\r\ndata: x"), max_size=4).map(b"".join)
+)
+def test_the_compiled_form_finds_the_same_events(data: bytes) -> None:
+    """In any bytes."""
+    assert http1.event_chunks(data) == REFERENCE(data)

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 from engines.errors import UserError
 from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of
 from loadtest.client.http1 import CutError, ProtocolError
-from loadtest.client.protocols import protocol_for, takes_ids
+from loadtest.client.protocols import protocol_for, shape, takes_ids
 from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_messages
 from loadtest.client.server_info import engine_kind
 from loadtest.traffic.prompts import Prompt
@@ -461,3 +461,12 @@ def test_a_malformed_event_among_others_of_its_shape_is_one() -> None:
     with pytest.raises(ProtocolError, match="malformed message"):
         read_messages(protocol, messages, [1.0, 2.0, 3.0, 4.0], answer)
     assert list(answer.times_s) == [1.0, 2.0]
+
+
+PARTS = st.sampled_from([b'{"a":"', b'"}', b"x", b" the", b"\\n", b'"', b"\xc3\xa9", b"\x7f", b"~", b""])
+
+
+@given(st.lists(st.lists(PARTS, max_size=5).map(b"".join), max_size=8), st.integers(0, 8), PARTS, PARTS)
+def test_the_compiled_form_finds_the_same_texts(events: list[bytes], place: int, head: bytes, tail: bytes) -> None:
+    """In any events, from any place, between any bytes."""
+    assert shape.plain_texts(events, place, head, tail) == shape._plain_texts(events, place, head, tail)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import gc
+import select
 import shutil
 import socket
 import struct
 import sysconfig
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from loadtest.client.receiver import (
     PythonReceiver,
     Quiet,
     Receiver,
+    ReceivingThread,
 )
 from loadtest.client.timestamps import ask_for_stamps
 
@@ -278,3 +282,165 @@ def test_what_waking_raises_is_raised(kind: type[PythonReceiver]) -> None:
         receiver()
     here.close()
     there.close()
+
+
+class Threaded:
+    """A thread that receives for some connections."""
+
+    def __init__(self, over: list[tuple[socket.socket, socket.socket]]) -> None:
+        self.looked: list[tuple[int, bytes, bool]] = []
+        self.thread = ReceivingThread()
+        self.receivers = [Receiver(here, partial(self._look, number)) for number, (here, _) in enumerate(over)]
+        for receiver in self.receivers:
+            receiver.quiet = Quiet.CHUNKS
+            self.thread.add(receiver)
+
+    def _look(self, number: int) -> None:
+        receiver = self.receivers[number]
+        is_closed = receiver.closed
+        self.looked.append((number, bytes(receiver.drain()[0]), is_closed))
+
+    def wait(self, looks: int) -> None:
+        """Look at what is due, until there were so many looks."""
+        due_s = time.monotonic() + 5
+        while len(self.looked) < looks:
+            assert select.select([self.thread], [], [], max(0.0, due_s - time.monotonic()))[0], "nothing in 5 s"
+            self.thread()
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    """Give three connections' ends."""
+    made = [socket.socketpair() for _ in range(3)]
+    for here, _ in made:
+        here.setblocking(False)
+    yield made
+    for ends in made:
+        for end in ends:
+            end.close()
+
+
+needs_thread = pytest.mark.skipif(ReceivingThread is None, reason="no C compiler at the build, or not Linux")
+
+
+@needs_thread
+def test_a_thread_receives_and_tells_of_what_may_be_an_end(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """Quiet pieces are kept without a word; with an end, all that came is there, of that connection alone."""
+    threaded = Threaded(pairs)
+    for data in (b"5\r\nhello\r\n", b"5\r\nworld\r\n"):
+        for _, there in pairs:
+            there.sendall(data)
+    time.sleep(0.1)
+    assert not select.select([threaded.thread], [], [], 0)[0]
+    pairs[1][1].sendall(b"0\r\n\r\n")
+    threaded.wait(1)
+    assert threaded.looked == [(1, b"5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n", False)]
+    assert not select.select([threaded.thread], [], [], 0)[0]
+    assert threaded.thread.count == 3
+
+
+@needs_thread
+def test_a_thread_tells_of_a_closed_connection_after_its_last_bytes(
+    pairs: list[tuple[socket.socket, socket.socket]],
+) -> None:
+    """Though the kernel tells of both at once."""
+    for _, there in pairs:
+        there.sendall(b"last words")
+        there.close()
+    threaded = Threaded(pairs)
+    threaded.wait(3)
+    assert sorted(threaded.looked) == [(number, b"last words", True) for number in range(3)]
+
+
+@needs_thread
+def test_more_than_one_receive_takes_is_received_whole(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """However large, and though a receiver waits once it keeps a megabyte."""
+    threaded = Threaded(pairs)
+    _, there = pairs[0]
+    sent = b"x" * 5_000_000 + b"\r\n\r\n"
+    sender = threading.Thread(target=there.sendall, args=(sent,))
+    sender.start()
+    time.sleep(0.2)  # nobody looks meanwhile: the rest stays in the kernel
+    found = 0
+    while found < len(sent):
+        threaded.wait(len(threaded.looked) + 1)
+        assert len(threaded.looked[-1][1]) < 2_000_000
+        found = sum(len(data) for _, data, _ in threaded.looked)
+    sender.join()
+    assert b"".join(data for _, data, _ in threaded.looked) == sent
+
+
+@needs_thread
+def test_a_receiver_that_was_discarded_receives_no_more(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """Even if it was about to be looked at; discarding it again does nothing."""
+    threaded = Threaded(pairs)
+    for number, (_, there) in enumerate(pairs):
+        there.sendall(b"%d\r\n\r\n" % number)
+    time.sleep(0.1)
+    threaded.thread.discard(threaded.receivers[1])
+    threaded.thread.discard(threaded.receivers[1])
+    threaded.thread()
+    assert sorted(number for number, _, _ in threaded.looked) == [0, 2]
+    assert threaded.thread.count == 2
+    pairs[1][1].sendall(b"more")
+    time.sleep(0.05)
+    assert pairs[1][0].recv(100) == b"more"
+    threaded.thread.add(threaded.receivers[1])
+    pairs[1][1].sendall(b"again\r\n\r\n")
+    threaded.wait(3)
+    assert threaded.looked[-1] == (1, b"1\r\n\r\nagain\r\n\r\n", False)
+
+
+@needs_thread
+def test_what_waking_one_raises_leaves_the_others_due(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """The error is raised, and the rest is still told of."""
+    looked: list[int] = []
+
+    def fail_first() -> None:
+        looked.append(1)
+        if len(looked) == 1:
+            raise RuntimeError("woken")
+
+    thread = ReceivingThread()
+    receivers = [Receiver(here, fail_first) for here, _ in pairs]
+    for receiver, (_, there) in zip(receivers, pairs, strict=True):
+        thread.add(receiver)
+        there.sendall(b"x")
+    time.sleep(0.1)
+    with pytest.raises(RuntimeError, match="woken"):
+        thread()
+    assert select.select([thread], [], [], 0)[0]
+    thread()
+    assert len(looked) == 3
+
+
+@needs_thread
+def test_a_thread_refuses_what_is_no_receiver_and_one_socket_twice(
+    pairs: list[tuple[socket.socket, socket.socket]],
+) -> None:
+    """A wrong argument is an exception, not a crash."""
+    thread = ReceivingThread()
+    for wrong in (None, pairs[0][0], Receiver.__new__(Receiver)):
+        with pytest.raises(TypeError):
+            thread.add(wrong)
+    thread.add(Receiver(pairs[0][0], print))
+    with pytest.raises(FileExistsError):
+        thread.add(Receiver(pairs[0][0], print))
+    with pytest.raises(TypeError):
+        ReceivingThread(1)
+
+
+@needs_thread
+def test_a_thread_ends_with_its_last_reference(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """No thread and no file descriptor is left."""
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        threads, files = (len(list(Path(folder).iterdir())) for folder in ("/proc/self/task", "/proc/self/fd"))
+        return threads, files
+
+    threads, files = held()
+    threaded = Threaded(pairs)
+    assert held() == (threads + 1, files + 3)
+    del threaded
+    assert held() == (threads, files)
