@@ -30,14 +30,17 @@ class Journal(Protocol):
     def failed(self) -> str | None:
         """Why nothing can be written any more; None if it can."""
 
-    def note_sent(self, if_lost: RequestRecord) -> None:
-        """Record a request as in flight, with the record it gets if its end is never reported."""
+    def note_sent(self, number: int, if_lost: str) -> None:
+        """Record a request as in flight, with the record, as a line, that it gets if its end is never reported."""
 
     def note_end(self, record: RequestRecord) -> None:
         """Record the end of a request."""
 
     def note_text(self, line: str) -> None:
         """Record a prompt that was sent, if prompts are kept."""
+
+    def flush(self) -> None:
+        """Write what is pending."""
 
 
 class Appender:
@@ -119,15 +122,11 @@ class RecordJournal:
         """Why nothing can be written any more; None if it can."""
         return next((file.failed for file in self._files() if file.failed), None)
 
-    def note_sent(self, if_lost: RequestRecord) -> None:
-        """Record a request as in flight, with the record it gets if its end is never reported."""
-        self.note_sent_line(if_lost.id, if_lost.model_dump_json())
-
-    def note_sent_line(self, number: int, line: str) -> None:
-        """Record a request as in flight, given that record as a line."""
-        self._notes[number] = line
+    def note_sent(self, number: int, if_lost: str) -> None:
+        """Record a request as in flight, with the record, as a line, that it gets if its end is never reported."""
+        self._notes[number] = if_lost
         self._lines += 1
-        self._under_way.add(line)
+        self._under_way.add(if_lost)
         self._under_way.flush()  # immediately: requests in flight are what a crash would lose
 
     def note_end(self, record: RequestRecord) -> None:

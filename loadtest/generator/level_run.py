@@ -125,6 +125,7 @@ class LevelRun:
                     gevent.sleep(TICK_S)
         shared.is_out_of_time = whole and not is_done and not shared.suffices
         self._stop()
+        shared.flush()
         self._lateness.stop()
         return {
             "begin_s": self.begin_s,

@@ -32,7 +32,7 @@ from loadtest.generator.level_run import CLOSED_USERS, OPEN_USERS, LevelRun
 from loadtest.generator.live_page import add_live_page
 from loadtest.generator.messages import CRASHED, INTERRUPTED, CommandReader, level_of, tell, tell_progress
 from loadtest.generator.plan import ENOUGH, GeneratorPlan
-from loadtest.generator.progress import History, LiveStats
+from loadtest.generator.progress import History, LiveStats, Progress
 from loadtest.generator.sender import TICK_S, SenderState, send
 from loadtest.results import RequestRecord
 from loadtest.traffic import LevelPlan, OpenLoop, Turn
@@ -196,17 +196,17 @@ def run_level(
         # Not its stop(), which looks up the source of every caller for a log message: 0.05 s of CPU.
         stop=lambda: runner.stop_users(runner.user_classes_count),
     )
-    ticker = gevent.spawn(
-        tell_progress,
-        lambda: watch.statistics(shared.now_s(), journal.in_flight, measuring=share.is_measuring),
-        lambda _: journal.flush(),
-    )
+
+    def statistics() -> Progress:
+        shared.flush()
+        return watch.statistics(shared.now_s(), journal.in_flight, measuring=share.is_measuring)
+
+    ticker = gevent.spawn(tell_progress, statistics)
     while not share.is_done and not shared.suffices and not shared.why_end and shared.now_s() - begin_s < limit_s:
         gevent.sleep(WATCH_S)
         share.check_users()
     facts = share.finish(whole=not shared.why_end)
     ticker.kill()
-    journal.flush()
     tell(level=level_of(plan, [facts]).model_dump())
     return int(facts["next_id"])
 

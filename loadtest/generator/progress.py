@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain, groupby
 from typing import cast
 
 import numpy as np
 
 from engines.files import Strict
-from loadtest.results import LogHistogram, RequestRecord, response_times_s
+from loadtest.results import Floats, LogHistogram, RequestRecord, response_times_s
 from loadtest.scenario import QUANTITIES, Objectives, Quantity, clock_start_s, evaluate, share_of
 
 WINDOW_S = 10
@@ -90,35 +91,48 @@ class LiveStats:
             self._count_waiting()
 
     def _count_waiting(self) -> None:
-        for record in self._waiting:
-            self._count(record)
+        for number, records in groupby(self._waiting, lambda record: int(record.done_s)):
+            self._count(self._second(number), list(records))
         self._waiting.clear()
 
-    def _count(self, record: RequestRecord) -> None:
-        second = self._second(int(record.done_s))
-        second.tokens += record.output_tokens
-        is_good = record.outcome == "ok"
-        self._done += is_good
-        self._failed += not is_good
-        second.requests += is_good
-        second.failed += not is_good
-        if record.token_times_s:
-            self._note_latencies(second, record, is_good=is_good)
+    def _count(self, second: _Second, records: Sequence[RequestRecord]) -> None:
+        second.tokens += sum(record.output_tokens for record in records)
+        good = sum(record.outcome == "ok" for record in records)
+        self._done += good
+        self._failed += len(records) - good
+        second.requests += good
+        second.failed += len(records) - good
+        answered = [record for record in records if record.token_times_s]
+        if answered:
+            self._note_latencies(second, answered)
 
-    def _note_latencies(self, second: _Second, record: RequestRecord, *, is_good: bool) -> None:
-        """Count a record's latencies; those used only by objectives, only if there are objectives."""
-        times_s = np.array(response_times_s(record.token_times_s, bundled=bool(record.bundled_tokens)))
-        begin_s = clock_start_s(record, is_open=self._is_open)
-        ttft_s, gaps_s = (times_s[:1] - begin_s) / self._scale, np.diff(times_s) / self._scale
+    def _note_latencies(self, second: _Second, records: Sequence[RequestRecord]) -> None:
+        """Count the latencies of records with tokens; those used only by objectives, only if there are objectives."""
+        each_s = [response_times_s(record.token_times_s, bundled=bool(record.bundled_tokens)) for record in records]
+        times_s = np.fromiter(chain.from_iterable(each_s), dtype=np.float64)
+        ends = np.cumsum([len(own) for own in each_s])
+        is_first = np.zeros(len(times_s), dtype=bool)
+        is_first[np.concatenate([[0], ends[:-1]])] = True
+        begins_s = np.array([clock_start_s(record, is_open=self._is_open) for record in records])
+        ttft_s = (times_s[is_first] - begins_s) / self._scale
+        steps_s = np.diff(times_s, prepend=0.0) / self._scale
         second.spread["ttft_s"].add(ttft_s)
-        second.spread["itl_s"].add(gaps_s)
-        if self._objectives is None or not is_good:
+        second.spread["itl_s"].add(steps_s[~is_first])
+        if self._objectives is None:
             return
+        for place, (record, own_s) in enumerate(zip(records, np.split(steps_s, ends[:-1]), strict=True)):
+            if record.outcome == "ok":
+                self._note_objectives(second, record, begins_s[place], ttft_s[place : place + 1], own_s[1:])
+
+    def _note_objectives(
+        self, second: _Second, record: RequestRecord, begin_s: float, ttft_s: Floats, gaps_s: Floats
+    ) -> None:
+        """Count what only objectives use of a successful record."""
         e2e_s = np.array([(record.done_s - begin_s) / self._scale])
         second.spread["e2e_s"].add(e2e_s)
         if len(gaps_s):
             second.spread["tpot_s"].add(gaps_s.sum(keepdims=True) / (len(record.token_times_s) - 1))
-        if self._objectives.goodput is not None:
+        if self._objectives is not None and self._objectives.goodput is not None:
             tokens = len(record.token_times_s)
             tpot_s, longest_s = (float(gaps_s.sum() / (tokens - 1)), float(gaps_s.max())) if len(gaps_s) else (0.0, 0.0)
             within = self._objectives.goodput.is_met_by(

@@ -8,14 +8,16 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import gevent.socket
+from pydantic_core import to_json
 
 from loadtest.client import Connection, ServerConnections, UnreachableError
 from loadtest.client.protocols import protocol_for
 from loadtest.client.protocols.base import Reply, RequestSpec
-from loadtest.generator.journal import Journal
+from loadtest.generator.journal import FLUSH_S, Journal
 from loadtest.generator.plan import GeneratorPlan
 from loadtest.generator.progress import LiveStats
 from loadtest.results import Outcome, RequestRecord
@@ -32,6 +34,7 @@ from loadtest.traffic import (
 
 PROBE_S = 0.25  # interval of checks for a server that went away
 TICK_S = 0.02  # interval of the generator's timer check
+RECORDED_AT_ONCE = 32  # ended requests: one after another, each takes less time than between requests
 
 
 class SenderState:
@@ -79,6 +82,8 @@ class SenderState:
         )
         self._away: tuple[float, str] | None = None
         self._away_s = self._asked_s = 0.0
+        self._ended: list[dict[str, Any]] = []  # fields of records to be written
+        self._recorded_s = 0.0
 
     def now_s(self) -> float:
         """Return seconds since the start of the run, on the same clock as the monitor."""
@@ -91,37 +96,46 @@ class SenderState:
     def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float) -> None:
         """Record a request as in flight."""
         sent_s = round(self.now_s(), 6)
-        self.journal.note_sent(
-            RequestRecord(
-                id=turn.id,
-                level=self.level,
-                phase=turn.phase,
-                scheduled_s=scheduled_s,
-                sent_s=sent_s,
-                token_times_s=(),
-                done_s=sent_s,
-                prompt_tokens=prompt.tokens,
-                output_tokens=0,
-                outcome="lost",
-                error="in flight in a worker that was lost",
-                asked_tokens=turn.output_tokens if turn.exact else None,
-                class_name=turn.class_name,
-                conversation=turn.conversation,
-                turn=turn.place,
-                worker=self.worker,
-            )
-        )
+        if_lost = {
+            "id": turn.id,
+            "level": self.level,
+            "phase": turn.phase,
+            "scheduled_s": scheduled_s,
+            "sent_s": sent_s,
+            "token_times_s": (),
+            "done_s": sent_s,
+            "prompt_tokens": prompt.tokens,
+            "output_tokens": 0,
+            "outcome": "lost",
+            "error": "in flight in a worker that was lost",
+            "asked_tokens": turn.output_tokens if turn.exact else None,
+            "class_name": turn.class_name,
+            "conversation": turn.conversation,
+            "turn": turn.place,
+            "worker": self.worker,
+        }
+        self.journal.note_sent(turn.id, to_json(if_lost).decode())
         if self.plan.texts is not None:
             prompt_fields = {"text": prompt.text} if prompt.text else {"ids": prompt.ids}
             self.journal.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **prompt_fields}))
 
-    def write(self, record: RequestRecord) -> None:
-        """Record the end of a request."""
-        if self.worker:
-            record = record.model_copy(update={"worker": self.worker})
-        self.journal.note_end(record)
-        if self.watch is not None:
-            self.watch.note(record)
+    def note_end(self, **fields: Any) -> None:
+        """Record the end of a request, given its record's fields: at once if the last record was long ago."""
+        self._ended.append(fields)
+        if len(self._ended) >= RECORDED_AT_ONCE or time.monotonic() - self._recorded_s > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the records of all requests that have ended."""
+        ended, self._ended = self._ended, []
+        self._recorded_s = time.monotonic()
+        for fields in ended:
+            times_s = tuple([int(time_s * 1e6 + 0.5) / 1e6 for time_s in fields.pop("times_s")])
+            record = RequestRecord(**fields, token_times_s=times_s, output_tokens=len(times_s), worker=self.worker)
+            self.journal.note_end(record)
+            if self.watch is not None:
+                self.watch.note(record)
+        self.journal.flush()
 
     def note_reach(self, failure: Exception | None) -> None:
         """Record whether a request reached the server; after a while without any, the server is considered gone."""
@@ -193,28 +207,25 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
         prompt_tokens, cached_tokens = reply.prompt_tokens or prompt.tokens, reply.cached_tokens
         if cached_tokens is not None:  # a reused KV block counts whole, even if part of it was computed
             cached_tokens = min(cached_tokens, prompt_tokens)
-        shared.write(
-            RequestRecord(
-                id=turn.id,
-                level=shared.level,
-                phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
-                scheduled_s=scheduled_s,
-                sent_s=round(reply.sent_s, 6),
-                token_times_s=tuple([int(time_s * 1e6 + 0.5) / 1e6 for time_s in reply.times_s]),
-                done_s=round(reply.done_s, 6),
-                prompt_tokens=prompt_tokens,
-                output_tokens=len(reply.times_s),
-                outcome=outcome,
-                error=error,
-                asked_tokens=turn.output_tokens if turn.exact else None,
-                bundled_tokens=reply.bundled_tokens,
-                queue_s=reply.queue_s,
-                cached_tokens=cached_tokens,
-                class_name=turn.class_name,
-                conversation=turn.conversation,
-                turn=turn.place,
-                finish_reason=reply.finish_reason,
-            )
+        shared.note_end(
+            id=turn.id,
+            level=shared.level,
+            phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
+            scheduled_s=scheduled_s,
+            sent_s=round(reply.sent_s, 6),
+            times_s=reply.times_s,
+            done_s=round(reply.done_s, 6),
+            prompt_tokens=prompt_tokens,
+            outcome=outcome,
+            error=error,
+            asked_tokens=turn.output_tokens if turn.exact else None,
+            bundled_tokens=reply.bundled_tokens,
+            queue_s=reply.queue_s,
+            cached_tokens=cached_tokens,
+            class_name=turn.class_name,
+            conversation=turn.conversation,
+            turn=turn.place,
+            finish_reason=reply.finish_reason,
         )
     if outcome != "ok":
         return None

@@ -22,7 +22,7 @@ class LogHistogram:
     def __init__(self) -> None:
         self.counts: NDArray[np.int64] = np.zeros(_BINS, dtype=np.int64)
 
-    def add(self, durations_s: NDArray[np.float64]) -> None:
+    def add(self, durations_s: NDArray[np.float64] | NDArray[np.float32]) -> None:
         """Count durations; shape (n,)."""
         places = np.log(np.maximum(durations_s, _LOW_S) / _LOW_S) / math.log(_RATIO)
         self.counts += np.bincount(np.minimum(places.astype(np.int64), _BINS - 1), minlength=_BINS)

@@ -11,15 +11,18 @@ import numpy as np
 
 from engines.units import MS_PER_S, milliseconds
 from loadtest.results import (
+    OUTCOMES,
+    PHASES,
+    UNKNOWN,
+    Columns,
     Level,
     LogHistogram,
-    RequestRecord,
     ServerFacts,
     ValidityIssue,
     WorkerClock,
+    columns_of,
     read_records,
     read_samples,
-    response_times_s,
 )
 from loadtest.scenario import Scenario, ValidityLimits
 
@@ -49,27 +52,30 @@ class LevelObservations:
     lost: int = 0
     first_error: str | None = None
 
-    def note(self, record: RequestRecord) -> None:
-        """Add a record."""
-        self.late.add(np.array([record.sent_s - record.scheduled_s]))
-        self.lost += record.outcome == "lost"
-        if record.phase != "measure":
-            return
-        self.gaps.add(np.diff(response_times_s(record.token_times_s, bundled=bool(record.bundled_tokens))))
-        self.incomplete += record.is_incomplete
-        if record.is_incomplete:
-            return
-        self.measured += 1
-        self.good += record.outcome == "ok"
-        self.first_error = self.first_error or record.error
+    @classmethod
+    def of(cls, records: Columns) -> LevelObservations:
+        """Return the aggregates of one level's records."""
+        late, gaps = LogHistogram(), LogHistogram()
+        late.add(records.sent_s - records.scheduled_s)
+        gaps.add(records.select(records.phase == PHASES.index("measure")).gaps_s)
+        measured = records.select(records.measured)
+        errors = (measured.errors[place] for place in measured.error if place != UNKNOWN)
+        return cls(
+            late,
+            gaps,
+            measured=len(measured),
+            good=int((measured.outcome == OUTCOMES.index("ok")).sum()),
+            incomplete=int(records.incomplete.sum()),
+            lost=int((records.outcome == OUTCOMES.index("lost")).sum()),
+            first_error=next(filter(None, errors), None),
+        )
 
 
 def observations_of(out: Path) -> dict[int, LevelObservations]:
     """Read a run's records once; return the aggregates by level. Raises as `read_records` does."""
-    found: dict[int, LevelObservations] = defaultdict(LevelObservations)
-    for record in read_records(out, check=False):
-        found[record.level].note(record)
-    return found
+    records = columns_of(read_records(out, check=False))
+    levels = np.unique(records.level)
+    return {int(level): LevelObservations.of(records.select(records.level == level)) for level in levels}
 
 
 def validity_issues_of(

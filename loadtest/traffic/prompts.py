@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -225,23 +226,36 @@ class PromptMaker:
 
     def _marked(self, role: Speaker, level: int, tokens: int, begin: int) -> Piece:
         """Return chat text after two words with which only this run and level starts prompts."""
+        marks = self._marks(role, level, min(MARKS, tokens))
+        return _in_one(role, [marks, self._window(role, tokens - marks.tokens, begin)])
+
+    @cache  # noqa: B019 (one maker a process)
+    def _marks(self, role: Speaker, level: int, tokens: int) -> Piece:
+        """Return the words with which this run and level starts prompts."""
         known = self._found.marks
-        count = min(MARKS, tokens) if known else 0
-        places = (int(even(self._seed, self._found.salt, level, place) * len(known)) for place in range(count))
+        if not known:
+            return Piece(role, 0, [], "")
+        places = (int(even(self._seed, self._found.salt, level, place) * len(known)) for place in range(tokens))
         marks = [known[place] for place in places]
-        as_text = self._found.as_text
-        ids, text = [] if as_text else [token for token, _ in marks], "".join(word for _, word in marks if as_text)
-        return _in_one(role, [Piece(role, count, ids, text), self._window(role, tokens - count, begin)])
+        if self._found.as_text:
+            return Piece(role, tokens, [], "".join(word for _, word in marks))
+        return Piece(role, tokens, [token for token, _ in marks], "")
+
+    @cached_property
+    def _walk(self) -> tuple[int, int]:
+        """Return the first of the places where chat text starts, and the step to the next: it comes to them all."""
+        places = len(self._texts["chat"].begins)
+        step = round(GOLDEN * places)
+        while math.gcd(step, places) != 1:
+            step += 1
+        return int(even(self._seed) * places), step
 
     def _fresh_begin(self, state: ConversationState) -> int:
         """Return where a conversation's text starts: a different place for each, until all are used."""
         begins = self._texts["chat"].begins
-        places = len(begins)
-        step = round(GOLDEN * places)
-        while math.gcd(step, places) != 1:
-            step += 1
+        first, step = self._walk
         number = state.conversation.number * self._levels + state.level
-        return int(begins[(int(even(self._seed) * places) + number * step) % places])
+        return int(begins[(first + number * step) % len(begins)])
 
     def _window(self, role: Speaker, tokens: int, begin: int) -> Piece:
         """Return chat text from a place on, cyclically."""

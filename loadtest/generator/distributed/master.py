@@ -132,7 +132,7 @@ class Master:
 
     def _note(self, worker: str, data: Mapping[str, Any]) -> None:
         for number, line in data["sent"]:
-            self._journal.note_sent_line(number, line)
+            self._journal.note_sent(number, line)
         for number, line in data["ended"]:
             self._journal.note_end_line(number, line)
             record = RequestRecord.model_validate_json(line)

@@ -34,10 +34,10 @@ class Outbox:
         self._ended: list[tuple[int, str]] = []
         self.in_flight = 0
 
-    def note_sent(self, if_lost: RequestRecord) -> None:
-        """Record a request as in flight, with the record it gets if its end is never reported."""
+    def note_sent(self, number: int, if_lost: str) -> None:
+        """Record a request as in flight, with the record, as a line, that it gets if its end is never reported."""
         self.in_flight += 1
-        self._sent.append((if_lost.id, if_lost.model_dump_json()))
+        self._sent.append((number, if_lost))
 
     def note_end(self, record: RequestRecord) -> None:
         """Record the end of a request."""
@@ -47,6 +47,9 @@ class Outbox:
     def note_text(self, line: str) -> None:
         """Record a prompt that was sent, if prompts are kept."""
         self._texts.append(line)
+
+    def flush(self) -> None:
+        """Do nothing: what is pending is taken."""
 
     def take(self) -> dict[str, Any]:
         """Return what is to be reported, and clear it."""
@@ -157,5 +160,6 @@ class Worker:
         if self._share is None:
             return
         self._share.check_users()
+        self._generator.flush()
         state = {"warm": self._share.is_warm, "done": self._share.is_done, "why_end": self._generator.why_end}
         self._runner.send_message("report", {**self._outbox.take(), "level": self._level, **state})

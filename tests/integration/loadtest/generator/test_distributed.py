@@ -101,6 +101,9 @@ class FakeGenerator:
         """Return seconds since the run began, as far as this worker knows."""
         return self.clock() - self.began_monotonic_s
 
+    def flush(self) -> None:
+        """Do nothing: what ends is in the outbox at once."""
+
 
 class FakeShare:
     """A worker's share of a level: every request ends at once."""
@@ -138,7 +141,8 @@ class FakeShare:
             now_s = self.generator.now_s()
             turn = self.loop.next_turn(user, now_s)
             values = {"level": self.level, "phase": turn.phase, "worker": self.generator.worker, "sent_s": now_s}
-            self.generator.outbox.note_sent(under_way(turn.id).model_copy(update=values))
+            if_lost = under_way(turn.id).model_copy(update=values)
+            self.generator.outbox.note_sent(turn.id, if_lost.model_dump_json())
             self.generator.outbox.note_end(record(turn.id, **values))
             self.loop.note_end(turn, now_s)
 
@@ -337,7 +341,7 @@ def test_a_request_that_ended_since_the_last_report_is_reported_once() -> None:
     """Its end alone is told; one that is still under way is told as such."""
     outbox = Outbox()
     for number in (1, 2):
-        outbox.note_sent(under_way(number))
+        outbox.note_sent(number, under_way(number).model_dump_json())
     outbox.note_end(record(1))
     taken = outbox.take()
     assert [number for number, _ in taken["sent"]] == [2]

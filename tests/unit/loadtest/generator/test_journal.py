@@ -51,7 +51,7 @@ def test_a_full_disk_is_told_once_and_nothing_is_written_after_it(tmp_path: Path
     link = tmp_path / "requests.jsonl"
     link.symlink_to("/dev/full")
     book = RecordJournal(link, tmp_path / "under-way")
-    book.note_sent(under_way(1))
+    book.note_sent(1, under_way(1).model_dump_json())
     book.note_end(record(1))
     book.flush()
     assert book.failed is not None
@@ -64,7 +64,7 @@ def test_every_request_has_a_record_when_its_generator_is_lost(tmp_path: Path) -
     """What was under way is recorded as lost at the moment that was noticed; what had ended is not touched."""
     book = RecordJournal(tmp_path / REQUESTS_NAME, tmp_path / "under-way")
     for number in range(5):
-        book.note_sent(under_way(number))
+        book.note_sent(number, under_way(number).model_dump_json())
     assert book.in_flight == 5
     book.note_end(record(3))
     book.note_end(record(0))
@@ -84,7 +84,7 @@ def test_notes_of_what_has_ended_are_dropped(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(journal, "COMPACT_LINES", 50)
     book = RecordJournal(tmp_path / REQUESTS_NAME, tmp_path / "under-way")
     for number in range(1000):
-        book.note_sent(under_way(number))
+        book.note_sent(number, under_way(number).model_dump_json())
         if number >= 3:
             book.note_end(record(number - 3))
     book.flush()
