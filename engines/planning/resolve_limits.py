@@ -5,7 +5,7 @@ from __future__ import annotations
 from engines.errors import TargetMissedError, UserError
 from engines.manifest import Runtime
 from engines.planning.choices import Choices
-from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
+from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, WORTH_RATIO, Engine, choose_limits, outlook
 from engines.planning.recipe import SpeculativeChoices, Workload
 from engines.planning.resolve_step_time import resolve_step_time
 from engines.spec import (
@@ -72,7 +72,10 @@ def resolve_limits(
         max_draft_len=speculative.max_draft_len if recipe.backend == "tensorrt" else 0,
     )
     missed = outlook(found, recipe.workload).misses(recipe.objectives)
-    kept = "highest predicted throughput that meets the objectives"
+    kept = (
+        f"smallest batch, then largest token budget, within {WORTH_RATIO:.0%} of the highest predicted throughput that "
+        "meets the objectives"
+    )
     why = f"{'lowest predicted ITL: no limits meet the objectives' if missed else kept}; see --explain"
     for name, requested, value in (
         ("limits.max_batch_size", max_batch_size, found.sizing.max_batch_size),

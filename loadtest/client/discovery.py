@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.errors import MissingError
 from engines.http_fetch import Deadline, connected
 from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of
-from loadtest.client.queries import KEY_REFUSED, PROBE_WITHIN_S, UNTRUSTED, call, json_or_reason, untrusted
+from loadtest.client.queries import KEY_REFUSED, PROBE_WITHIN_S, TlsError, call, json_or_reason, refused_tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def discover_protocol(url: str, *, ca_file: Path | None = None, insecure: bool =
 
     Raises:
         UserError: As `endpoint_of` does.
-        MissingError: The server's certificate is not trusted.
+        MissingError: The server's certificate is not trusted, or it does not use TLS.
     """
     tried: list[str] = []
     is_grpc = url.partition("://")[0] in {"grpc", "grpcs"}
@@ -50,8 +50,8 @@ def discover_protocol(url: str, *, ca_file: Path | None = None, insecure: bool =
         response = probe(endpoint)
         if not response:
             return Discovery(protocol, tuple(tried), True)
-        if UNTRUSTED in response:
-            raise untrusted(endpoint, response)
+        if (refused := refused_tls(endpoint, response)) is not None:
+            raise refused
         tried.append(f"{name.format(base=endpoint.base_path, v1=endpoint.v1_path)}: {response}")
     return Discovery(None, tuple(tried), True)
 
@@ -82,6 +82,8 @@ def _probe_openai(endpoint: Endpoint) -> str:
 def _probe_grpc(endpoint: Endpoint) -> str:
     try:
         call(endpoint, "ServerMetadata", b"", limit_s=PROBE_WITHIN_S)
+    except TlsError:
+        raise
     except MissingError as error:
         return error.message
     return ""

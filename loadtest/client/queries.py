@@ -18,7 +18,8 @@ from loadtest.client.receiver import Pieces
 ANSWER_WITHIN_S = 5.0
 PROBE_WITHIN_S = 2.0
 ANSWER_LIMIT_BYTES = 1 << 22
-UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # in OpenSSL's text of the error
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # in OpenSSL's text of the error
+_NO_TLS = "WRONG_VERSION_NUMBER"  # likewise, of a server that answers in plain text
 STATUS = "status "
 NEEDS_KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 KEY_REFUSED = frozenset(f"{STATUS}{status.value}" for status in NEEDS_KEY)
@@ -29,6 +30,10 @@ class RefusedError(MissingError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, hint="check --url, --protocol and --model")
+
+
+class TlsError(MissingError):
+    """A server's certificate is not trusted, or it has none."""
 
 
 def answer_of(endpoint: Endpoint, kind: str, path: str, headers: dict[str, str]) -> Answer:
@@ -101,9 +106,13 @@ def _connected(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
         raise
 
 
-def untrusted(endpoint: Endpoint, reason: str) -> MissingError:
-    """Return the error for a server whose certificate is not trusted."""
-    return MissingError(
+def refused_tls(endpoint: Endpoint, reason: str) -> TlsError | None:
+    """Return the error for a server whose certificate is not trusted, or that has none; None for another reason."""
+    if _NO_TLS in reason:
+        return TlsError(f"{endpoint.authority}: the server does not use TLS", hint="use http:// or grpc://")
+    if _UNTRUSTED not in reason:
+        return None
+    return TlsError(
         f"{endpoint.authority}: the certificate is not trusted: {reason}",
         hint="trust its issuer with --ca-file, or skip verification with --insecure",
     )
@@ -111,8 +120,8 @@ def untrusted(endpoint: Endpoint, reason: str) -> MissingError:
 
 def no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
     """Return the error for a server that does not answer, or not as a `kind` server does."""
-    if UNTRUSTED in str(error):
-        return untrusted(endpoint, str(error))
+    if (refused := refused_tls(endpoint, str(error))) is not None:
+        return refused
     reason = error.strerror if isinstance(error, OSError) else None
     return MissingError(
         f"no {kind} server answers at {endpoint.authority}: {reason or str(error) or type(error).__name__}",

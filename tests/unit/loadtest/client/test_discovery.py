@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engines.errors import MissingError
 from loadtest.client.discovery import discover_protocol
 from loadtest.client.endpoint import ProtocolName, endpoint_of
 from loadtest.client.served_models import ServedModel, default_model, ready_models, served_models
@@ -43,6 +44,14 @@ def test_a_closed_port_is_not_asked_three_times() -> None:
         closed.bind(("127.0.0.1", 0))
         found = discover_protocol(f"http://127.0.0.1:{closed.getsockname()[1]}")
     assert (found.is_reachable, found.tried) == (False, ("Connection refused",))
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:{}", "grpcs://127.0.0.1:{}"])
+def test_a_server_without_tls_is_named_as_such(serve: Callable[..., int], url: str) -> None:
+    """One reason and one remedy, not OpenSSL's words three times."""
+    with pytest.raises(MissingError, match="the server does not use TLS") as caught:
+        discover_protocol(url.format(serve(OPENAI)))
+    assert caught.value.hint == "use http:// or grpc://"
 
 
 def test_models_are_listed_by_every_kind_of_server(serve: Callable[..., int]) -> None:
