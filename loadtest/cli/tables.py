@@ -44,6 +44,12 @@ def _where(summary: Summary, index: int | None) -> str:
     return f" at load {summary.levels[index].load}" if several and index is not None else ""
 
 
+def _run_of(summary: Summary, index: int) -> str:
+    """Return the run and the load of a level among those of several runs; of a single run: nothing."""
+    level = summary.levels[index]
+    return f" in run {level.run} at load {level.load}" if level.run else ""
+
+
 def show_speculation(summary: Summary) -> None:
     """Print time per step and per token of each level in which a step emitted several tokens."""
     found = [(level, level.speculation) for level in summary.levels if level.speculation is not None]
@@ -64,7 +70,7 @@ def show_energy(summary: Summary) -> None:
     unknown = {index: level.energy_unknown for index, level in enumerate(summary.levels) if level.energy is None}
     everywhere = len(unknown) == len(summary.levels) and len(set(unknown.values())) == 1
     texts = (
-        f"energy unknown{'' if everywhere else _where(summary, index)}: {reason}"
+        f"energy unknown{'' if everywhere else _where(summary, index) or _run_of(summary, index)}: {reason}"
         for index, reason in unknown.items()
         if reason is not None
     )

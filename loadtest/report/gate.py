@@ -70,7 +70,7 @@ def cases_of(summary: Summary, gate: Gate) -> list[Case]:
     loads = [level.offered for level in summary.levels] if gate.loads is None else gate.loads
     unknown = [load for load in loads if all(level.offered != load for level in summary.levels)]
     if unknown:
-        known = ", ".join(level.load for level in summary.levels)
+        known = ", ".join(dict.fromkeys(level.load for level in summary.levels))
         raise UserError(f"no level has load {unknown[0]:g}", hint=f"the run's loads: {known}")
     validity_issues = "; ".join(issue.text for issue in summary.validity_issues)
     cases = [Case("run", "valid", summary.valid, validity_issues or "all validity checks passed")]

@@ -259,7 +259,9 @@ def run_path(folder: Path) -> Path:
     path = folder / RUN_NAME
     if not path.is_file():
         what = f"not a run folder: it has no {RUN_NAME}" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {what}", hint="give the output folder of run-load or predict-load --out")
+        inside = min((*folder.glob(f"*/{RUN_NAME}"), *folder.glob(f"*/*/{RUN_NAME}")), default=None)
+        hint = "give the output folder of run-load or predict-load --out"
+        raise UserError(f"{folder}: {what}", hint=f"it contains runs: {inside.parent}, ..." if inside else hint)
     return path
 
 

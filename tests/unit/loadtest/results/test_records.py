@@ -100,3 +100,16 @@ def test_a_folder_of_another_kind_is_named_as_such(tmp_path: Path) -> None:
         read_run(tmp_path)
     with pytest.raises(UserError, match="nowhere: no such folder"):
         read_run(tmp_path / "nowhere")
+
+
+def test_a_folder_of_runs_is_met_with_one_of_them(tmp_path: Path) -> None:
+    """As `run-load --repeat` and `find-knee` write them."""
+    for name in ("2", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").touch()
+    with pytest.raises(UserError, match="not a run folder") as caught:
+        read_run(tmp_path)
+    assert caught.value.hint == f"it contains runs: {tmp_path / '1'}, ..."
+    with pytest.raises(UserError, match="no such folder") as caught:
+        read_run(tmp_path / "none")
+    assert caught.value.hint == "give the output folder of run-load or predict-load --out"
