@@ -21,7 +21,7 @@ from engines.planning import (
     make_plan,
     resolve_recipe,
 )
-from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, resolve_gpu
+from engines.spec import DEFAULT_ENGINE_PROFILE, ModelSpec, engine_profile_named, resolve_gpu, resolve_model
 from engines.steptime import Z_95, uncertainty
 from loadtest.capacity.accuracy import CandidateAccuracy, Evaluations, evaluations_of
 from loadtest.capacity.inputs import Demand, MeasuredRun
@@ -80,9 +80,12 @@ def candidates_of(demand: Demand, folder: Path, shape: LengthProfile, *, made_by
     """Return every candidate, including those that cannot serve the demand, with the reason.
 
     Raises:
-        MissingError, UserError: A named calibration, engine or run cannot be read, or the results of an evaluation.
+        MissingError, UserError: A named calibration, engine or run cannot be read, or the results of an evaluation; or
+            the model to plan engines of is unknown, or has a shorter context than the demand's mean request.
     """
     choices = demand.candidates
+    if choices.planned:
+        _refuse_long(resolve_model(demand.model), shape)
     known = [_Known(folder / path, read_calibration(folder / path)) for path in choices.calibrations]
     found = list(_planned(demand, shape, known, made_by)) if choices.planned else []
     found += [_built(folder / path, shape, known) for path in choices.engines]
@@ -91,6 +94,16 @@ def candidates_of(demand: Demand, folder: Path, shape: LengthProfile, *, made_by
         raise UserError("candidates: none requested", hint="set planned: true, or name engines or runs")
     evaluations = evaluations_of(demand, folder)
     return found if evaluations is None else [_with_accuracy(each, evaluations) for each in found]
+
+
+def _refuse_long(model: ModelSpec, shape: LengthProfile) -> None:
+    """Refuse requests of which a model's context holds few."""
+    mean_tokens, most = shape.mean_isl + shape.mean_osl, model.max_position_embeddings
+    if mean_tokens > most:
+        raise UserError(
+            f"prompts and replies have {mean_tokens:,.0f} tokens on average; the context of {model.name} is {most:,}",
+            hint="shorten the demand's lengths, or plan a model with a longer context",
+        )
 
 
 def _with_accuracy(candidate: Candidate, evaluations: Evaluations) -> Candidate:

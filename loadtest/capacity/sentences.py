@@ -122,6 +122,8 @@ def _looser_objectives(rows: Sequence[Row]) -> str:
     closest = min(rows, key=lambda row: _smallest(row).worst_ratio)
     smallest = _smallest(closest)
     when = "idle" if not smallest.rate_per_s else f"at {three_digits(smallest.rate_per_s)} requests/s"
+    if smallest.ttft_p50_s is None:
+        return f"no request succeeds, not even on {closest.name} {when}: compare the demand's lengths with its context"
     return (
         f"nearest possible: {closest.name}, {when} ({latencies_of(smallest)}), misses {', '.join(smallest.missed)} "
         f"by a factor of {smallest.worst_ratio:.3g}; limits that much looser are possible (objectives are in seconds)"
