@@ -36,7 +36,10 @@ MAX_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
 class Strict(BaseModel):
     """Base of every schema: frozen, every number finite; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    # A command validates with a few of the hundred schemas that it imports: each is compiled on first use.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
+    )
 
 
 class Source(Strict):
