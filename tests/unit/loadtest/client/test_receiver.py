@@ -320,6 +320,12 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
             end.close()
 
 
+def _await_received(receivers: list[PythonReceiver]) -> None:
+    """Wait until a thread has received something for each."""
+    _await(lambda: time.sleep(0.001), lambda: all(receiver.read_s for receiver in receivers))
+    time.sleep(0.01)  # and has noted it
+
+
 needs_thread = pytest.mark.skipif(ReceivingThread is None, reason="no C compiler at the build, or not Linux")
 
 
@@ -330,7 +336,7 @@ def test_a_thread_receives_and_tells_of_what_may_be_an_end(pairs: list[tuple[soc
     for data in (b"5\r\nhello\r\n", b"5\r\nworld\r\n"):
         for _, there in pairs:
             there.sendall(data)
-    time.sleep(0.1)
+    _await_received(threaded.receivers)
     assert not select.select([threaded.thread], [], [], 0)[0]
     pairs[1][1].sendall(b"0\r\n\r\n")
     threaded.wait(1)
@@ -376,7 +382,7 @@ def test_a_receiver_that_was_discarded_receives_no_more(pairs: list[tuple[socket
     threaded = Threaded(pairs)
     for number, (_, there) in enumerate(pairs):
         there.sendall(b"%d\r\n\r\n" % number)
-    time.sleep(0.1)
+    _await_received(threaded.receivers)
     threaded.thread.discard(threaded.receivers[1])
     threaded.thread.discard(threaded.receivers[1])
     threaded.thread()
@@ -406,7 +412,7 @@ def test_what_waking_one_raises_leaves_the_others_due(pairs: list[tuple[socket.s
     for receiver, (_, there) in zip(receivers, pairs, strict=True):
         thread.add(receiver)
         there.sendall(b"x")
-    time.sleep(0.1)
+    _await_received(receivers)
     with pytest.raises(RuntimeError, match="woken"):
         thread()
     assert select.select([thread], [], [], 0)[0]
