@@ -20,5 +20,5 @@ def __getattr__(name: str) -> LateCommand:
     """Return the command defined by the module of this name."""
     if name.startswith("_") or find_spec(f"loadtest.cli.{name}") is None:
         raise AttributeError(name)
-    use_compiled_modules()  # here, since the processes that a plan starts import the command's script, too
+    use_compiled_modules()  # here, for the processes that a command starts import its script, too
     return LateCommand(f"loadtest.cli.{name}", name, ENVIRONMENT)
