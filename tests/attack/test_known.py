@@ -41,7 +41,7 @@ REFUSED = {
     f"{PREDICT} --isl 8 --concurrency 10000000": "less than or equal to 65536",
     f"{PREDICT} --isl 8 --concurrency 1 --scenario loop": "loop",
     f"{PREDICT} --isl 8191 --requests 2 --concurrency 1": "none of 2 measured requests would succeed",
-    f"{PREDICT} --scenario late.yaml": "'at_s' is '1e308'",
+    "predict-load engine --scenario late.yaml": "'at_s' is '1e308'",
     f"{SERVE} --address=": "--address: it is empty",
     f"{SERVE} --address ::1": "--address ::1: not an IPv4 address",
     f"{SERVE} --address ..": "--address ..: not an IPv4 address",

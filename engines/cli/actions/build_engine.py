@@ -291,8 +291,8 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
     )
     predicted = plan.predicted
     progress(
-        f"predicted, {predicted.sequences} requests of {plan.workload.isl}/{plan.workload.osl} in "
-        f"flight: ITL {milliseconds(predicted.itl_s)} ms, {predicted.tokens_per_s:,.0f} tokens/s"
+        f"predicted, {predicted.sequences} request{'s' * (predicted.sequences != 1)} of {plan.workload.isl}/"
+        f"{plan.workload.osl} in flight: ITL {milliseconds(predicted.itl_s)} ms, {predicted.tokens_per_s:,.0f} tokens/s"
     )
     if job.kind != "emulated" and job.checkpoint is not None:
         ranks = plan.sizing.tensor_parallel * plan.sizing.pipeline_parallel

@@ -263,7 +263,7 @@ def _show_table(comparison: ModelComparison) -> None:
     for heading in ("para-\nmeters", "FP16\nGiB", "window,\ntokens"):
         table.add_column(heading, justify="right")
     table.add_column("precision")
-    for heading in ("predicted\ntokens/s", "floor\ntokens/s"):
+    for heading in ("predicted\ntokens/s", "bound,\ntokens/s"):
         table.add_column(heading, justify="right")
     table.add_column(f"claim of\n{comparison.claim_tokens_per_s:g} tokens/s")
     before = ""
