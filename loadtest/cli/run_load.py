@@ -32,6 +32,15 @@ GROUPS = {
     "Watching": ("--web-ui", "--web-port", "--web-ui-linger"),
 }
 
+# Flags that have no effect without another.
+_NEEDS = {
+    "--web-port": "--web-ui",
+    "--web-ui-linger": "--web-ui",
+    "--bind": "--master",
+    "--port": "--master",
+    "--within": "--master",
+    "--master-host": "--worker",
+}
 _OF_A_WORKER = {"--worker", "--master-host", "--port", "--within", "--verbose", "--json"}
 
 
@@ -96,6 +105,10 @@ def _refuse_flags(flags: dict[str, Any]) -> None:
         _refuse_flags_of_a_load()
         return
     refuse_two_loads(flags)
+    given = _given()
+    for flag in sorted(given & _NEEDS.keys()):
+        if _NEEDS[flag] not in given:
+            raise UserError(f"{flag} has no effect without {_NEEDS[flag]}", hint=f"add {_NEEDS[flag]}, or omit {flag}")
     if flags["master"] and not flags["expect_workers"]:
         raise UserError("--master needs --expect-workers", hint="--expect-workers N")
     if flags["expect_workers"] and not flags["master"]:
@@ -114,15 +127,19 @@ def _refuse_flags(flags: dict[str, Any]) -> None:
         )
 
 
-def _refuse_flags_of_a_load() -> None:
-    """Refuse what a worker would ignore: its load comes from the master."""
+def _given() -> set[str]:
+    """Return the flags of the command line."""
     context = click.get_current_context()
-    given = {
+    return {
         parameter.opts[-1]
         for parameter in context.command.params
         if parameter.name is not None and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
     }
-    if ignored := sorted(given - _OF_A_WORKER):
+
+
+def _refuse_flags_of_a_load() -> None:
+    """Refuse what a worker would ignore: its load comes from the master."""
+    if ignored := sorted(_given() - _OF_A_WORKER):
         raise UserError(
             f"--worker: {ignored[0]} has no effect, because the load comes from the master",
             hint=f"give {ignored[0]} to run-load --master",

@@ -23,3 +23,23 @@ def test_a_worker_without_a_master_says_so(capsys: pytest.CaptureFixture[str]) -
         run_load.main(["--worker", "--port", "9", "--within", "0", "-v", "--master-host", "127.0.0.1"])
     assert ended.value.code == 1
     assert "no master answered at 127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "needed"),
+    [
+        (["--web-port", "9000"], "--web-ui"),
+        (["--web-ui-linger", "5"], "--web-ui"),
+        (["--bind", "127.0.0.1"], "--master"),
+        (["--within", "5"], "--master"),
+        (["--master-host", "h"], "--worker"),
+    ],
+)
+def test_a_flag_without_the_one_that_it_needs_is_refused(
+    flags: list[str], needed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be ignored: no page at that port, no worker at that address."""
+    with pytest.raises(SystemExit) as ended:
+        run_load.main(flags)
+    assert ended.value.code == 2
+    assert f"{flags[0]} has no effect without {needed}" in capsys.readouterr().err
