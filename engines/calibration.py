@@ -21,8 +21,9 @@ class FittedParameter(Strict):
     """One fitted parameter.
 
     Attributes:
+        value: The mean over all that the points leave possible, of a factor; otherwise the most probable value.
         low: Lower end of the 95 % confidence interval; `high` is the upper end.
-        expected: Its prior value, before any point is seen.
+        expected: Its most probable value before any point is seen.
         identified: Whether its value is determined by the points rather than by the prior.
     """
 

@@ -140,7 +140,7 @@ def _fitted(
     request = _request(deployment, kept, kept + others, profile)
     name += "" if profile is None else NAMED
     best, found, _ = fit_best(request, kept)
-    return Row(name, deployment.folder, 100 * errors_of(predicted_logs(request, best, found.logs, others), others))
+    return Row(name, deployment.folder, 100 * errors_of(predicted_logs(request, best, found.stated, others), others))
 
 
 def _request(deployment: Deployment, kept: list[Point], points: list[Point], profile: EngineProfile | None) -> Request:
@@ -152,6 +152,7 @@ def _profile_of(deployment: Deployment) -> EngineProfile:
     """Return what a deployment by itself teaches of its family."""
     points = points_of(deployment)
     best, found, _ = fit_best(_request(deployment, points, points, None), points)
+    # The most probable values: those of a profile are what is expected of a logarithm.
     factors, host = factors_of(found.logs, best.waves), host_of(found.logs)
     return engine_profile_named(FAMILY).model_copy(update={"factors": factors, "host": host})
 

@@ -86,7 +86,7 @@ def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
     kept = [point for point in request.points if point.shape != shape]
     best, found, _ = fit_best(request, kept)
     left_out = [point for point in request.points if point.shape == shape]
-    return errors_of(predicted_logs(request, best, found.logs, left_out), left_out)
+    return errors_of(predicted_logs(request, best, found.stated, left_out), left_out)
 
 
 def _shapes_to_hold(points: Sequence[Point]) -> list[tuple[int, int]]:
@@ -106,11 +106,11 @@ def _document(
     held_out_logs: dict[tuple[int, int], Array],
 ) -> Calibration:
     manifest, points = request.manifest, request.points
-    errors = errors_of(fitted.seen, points)
+    errors = errors_of(predicted_logs(request, best, fitted.stated, points), points)
     prior = request.prior(best.waves)
     parameters = _parameters(fitted, request, best.waves)
     basis = np.concatenate(list(held_out_logs.values())) if held_out_logs else errors
-    host = host_of(fitted.logs)
+    host = host_of(fitted.stated)
     drift = drift_between_repeats(points)
     return Calibration(
         made_by=head.made_by,
@@ -125,10 +125,10 @@ def _document(
         engine=EngineLimits(
             max_batch_size=manifest.limits.max_batch_size,
             max_num_tokens=best.max_num_tokens,
-            usable_kv_ratio=math.exp(fitted.logs[-1]),
+            usable_kv_ratio=math.exp(fitted.stated[-1]),
         ),
         generator=request.generator,
-        factors=factors_of(fitted.logs, best.waves, request.mixed_kv_reads),
+        factors=factors_of(fitted.stated, best.waves, request.mixed_kv_reads),
         host=host,
         parameters=parameters,
         log_error=_with_drift(_log_error(basis, floor=(0.0, 0.0, 0.0) if held_out_logs else SIGMA), drift),
@@ -140,14 +140,14 @@ def _document(
             Alternative(
                 max_num_tokens=each.max_num_tokens,
                 wave_sequences=each.waves.sequences,
-                wave_tail=factors_of(found.logs, each.waves).wave_tail,
+                wave_tail=factors_of(found.stated, each.waves).wave_tail,
                 wave_reads=each.waves.reads,
                 cost=found.cost,
             )
             for each, found in tried.items()
         ],
         prior=None if request.profile is None else request.profile.name,
-        warnings=_warnings(request, parameters, prior, held_out_logs, tried),
+        warnings=_warnings(request, parameters, _at_limit(fitted, prior), held_out_logs, tried),
     )
 
 
@@ -159,18 +159,19 @@ def _parameters(fitted: Fitted, request: Request, waves: Waves) -> list[FittedPa
     deviations = np.sqrt(np.diag(fitted.covariance))
     left = (deviations / prior.spread).tolist()
     expected = np.exp(prior.expected).tolist()
-    rows = zip(PARAMETERS, fitted.logs.tolist(), deviations.tolist(), left, expected, strict=True)
+    stated = np.exp(fitted.stated).tolist()
+    rows = zip(PARAMETERS, stated, fitted.logs.tolist(), deviations.tolist(), left, expected, strict=True)
     return [
         FittedParameter(
             name=parameter.name,
-            value=math.exp(x),
+            value=value,
             low=math.exp(x - _CONFIDENCE_95 * deviation),
             high=math.exp(x + _CONFIDENCE_95 * deviation),
             expected=expected_value,
             identified=left < UNIDENTIFIED_RATIO,
             meaning=parameter.meaning,
         )
-        for parameter, x, deviation, left, expected_value in rows
+        for parameter, value, x, deviation, left, expected_value in rows
         if parameter.name not in without
     ]
 
@@ -234,23 +235,29 @@ def _residual(point: Point, errors: Sequence[float]) -> PointResidual:
     )
 
 
+def _at_limit(fitted: Fitted, prior: Prior) -> set[str]:
+    """Return the parameters whose most probable value is as far from what is expected as a fit may go."""
+    far = np.abs(fitted.logs - prior.expected) > 3.9 * prior.spread
+    return {parameter.name for parameter, is_far in zip(PARAMETERS, far.tolist(), strict=True) if is_far}
+
+
 def _warnings(
     request: Request,
     parameters: Sequence[FittedParameter],
-    prior: Prior,
+    at_limit: set[str],
     held_out_logs: dict[tuple[int, int], Array],
     tried: dict[Structure, Fitted],
 ) -> list[str]:
     found = [
-        f"{each.name}: not identified by the points; {each.value:.3g} is mostly the prior's value ({each.expected:g})"
+        f"{each.name}: not identified by the points; "
+        f"{each.value:.3g} comes mostly from the prior (most probable there: {each.expected:g})"
         for each in parameters
         if not each.identified
     ]
-    spreads = {parameter.name: spread for parameter, spread in zip(PARAMETERS, prior.spread.tolist(), strict=True)}
     found += [
         f"{each.name}: {each.value:.3g} is at its physical limit; the model lacks something this deployment does"
         for each in parameters
-        if abs(math.log(each.value / each.expected)) > 3.9 * spreads[each.name]
+        if each.name in at_limit
     ]
     if not held_out_logs:
         found.append(

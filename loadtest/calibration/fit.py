@@ -13,6 +13,7 @@ import numpy as np
 from engines.errors import MissingError
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import PARAMETERS, Array
+from loadtest.calibration.posterior import mean_logs
 from loadtest.calibration.trial import FitContext, Trial, differences_of
 
 # Assumed measurement noise of tokens/s, ITL and TTFT, as standard deviations of the logarithm.
@@ -30,11 +31,12 @@ class Fitted(NamedTuple):
     """The result of a fit.
 
     Attributes:
-        logs: Logarithms of the parameters; shape (P,).
+        logs: Logarithms of the most probable parameters; shape (P,).
         covariance: Covariance of `logs`; shape (P, P).
         cost: Half the sum of squared residuals, with large ones damped.
         seen: Logarithms of the points' predicted tokens/s, ITL and TTFT; shape (points, 3).
         slopes: Their derivatives for the same iterations; shape (points, 3, P).
+        stated: Logarithms of the parameters that a calibration states and predicts with; see `mean_logs`.
     """
 
     logs: Array
@@ -42,6 +44,7 @@ class Fitted(NamedTuple):
     cost: float
     seen: Array
     slopes: Array
+    stated: Array
 
 
 def fit(
@@ -53,7 +56,7 @@ def fit(
     known: Known | None = None,
     cost_to_beat: float = math.inf,
 ) -> Fitted:
-    """Find the parameters that explain the points best.
+    """Find the parameters that explain the points best, and the means of all that explain them.
 
     Args:
         start: Starting point. None: the prior's mean.
@@ -101,7 +104,8 @@ def fit(
     cost, logs = min(work.trials, key=lambda trial: trial[0])
     slope = work.jacobian(logs)
     covariance = np.asarray(np.linalg.inv(slope.T @ slope), dtype=np.float64) * max(1.0, work.misfit(logs))
-    return Fitted(logs, covariance, cost, work.seen(logs), work.own_slopes(logs))
+    stated = mean_logs(logs, work.residuals(logs), slope, np.array(SIGMA))
+    return Fitted(logs, covariance, cost, work.seen(logs), work.own_slopes(logs), stated)
 
 
 class Known(NamedTuple):
