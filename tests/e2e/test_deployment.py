@@ -29,7 +29,12 @@ pytestmark = pytest.mark.e2e
 # Triton 24.10, the local one, has no histogram of first responses; promtool fires that alert in tests/contract.
 NOT_HERE = "first_response"
 OVERLOAD = {"KvCacheNearlyFull", "KvCacheLimitsBatch", "RequestsFail"}
-QUEUE = {"SlotsFull", "QueueGrows", "QueueLong"}  # they need a minute of load: see test_queue_signals.py
+QUEUE = {
+    "SlotsFull",
+    "QueueGrows",
+    "QueueLong",
+    "InstancesShort",
+}  # they need a minute of load: see test_queue_signals.py
 
 
 @dataclass(frozen=True)
