@@ -247,7 +247,7 @@ def run_master(orders: CommandReader, options: dict[str, Any]) -> None:
     try:
         master.run(within_s=options["within_s"])
     except CommandError as error:
-        tell(ended=error.message)
+        tell(ended=error.message, hint=error.hint)
     history.has_ended = True
     master.let_go()
     if page is not None:
@@ -283,7 +283,7 @@ def run_worker(orders: CommandReader) -> None:
     try:
         worker.run()
     except CommandError as error:
-        tell(ended=error.message)
+        tell(ended=error.message, hint=error.hint)
 
 
 def main(role: str, options: str) -> None:

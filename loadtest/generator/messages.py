@@ -2,7 +2,7 @@
 
 Input: one line with the plan or a worker's master; then possibly `ENOUGH`, which ends a level whose results are
 conclusive. The end of the input means stop, so that no generator outlives the command that started it. Output: one JSON
-object per line, with one key.
+object per line, with one key; `ended` has a `hint` beside it where there is one.
 """
 
 from __future__ import annotations

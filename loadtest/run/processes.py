@@ -264,9 +264,8 @@ def join(host: str, port: int, *, within_s: float) -> int:
         for line in process.stdout:
             message = json.loads(line)
             if "ended" in message:
-                raise ToolError(
-                    message["ended"], hint="check that run-load --master runs there and that its port is reachable"
-                )
+                unreachable = "check that run-load --master runs there and that its port is reachable"
+                raise ToolError(message["ended"], hint=message.get("hint") or unreachable)
         status = process.wait()
         if status != 0:
             raise ToolError("the worker failed", status=status)

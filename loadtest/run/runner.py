@@ -71,6 +71,7 @@ class RunProgress:
     Attributes:
         begun: The current level, as it started.
         interrupted: Why the run ended before its last level.
+        hint: What to try, if the generator said so.
         lost: The message about a lost worker.
         now_s: Time of the last message, on the run's clock.
     """
@@ -79,6 +80,7 @@ class RunProgress:
     clocks: list[WorkerClock] = field(default_factory=list)
     begun: Level | None = None
     interrupted: str | None = None
+    hint: str | None = None
     lost: str | None = None
     now_s: float = 0.0
 
@@ -102,7 +104,7 @@ class RunProgress:
             case {"lost": why}:
                 self.lost = str(why)
             case {"ended": why}:
-                self.interrupted = str(why)
+                self.interrupted, self.hint = str(why), message.get("hint")
             case {"lingering": seconds} if seconds:
                 terminal.line(f"the run has ended; its web pages are served for another {seconds:g} s")
 
@@ -178,7 +180,7 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
         run, observations = _complete(request, folder, progress, generators.fleet.processes)
         if is_stopped:
             terminal.line(_recorded_text(out, observations))
-    _require_success(out, run, observations, generators.failed_workers())
+    _require_success(out, run, observations, generators.failed_workers(), hint=progress.hint)
     return run
 
 
@@ -319,10 +321,15 @@ def _plan(request: RunRequest, folder: Path, began: float) -> GeneratorPlan:
 
 
 def _require_success(
-    out: Path, run: RunManifest, observations: dict[int, LevelObservations], failed_workers: list[str]
+    out: Path,
+    run: RunManifest,
+    observations: dict[int, LevelObservations],
+    failed_workers: list[str],
+    *,
+    hint: str | None,
 ) -> None:
     if run.interrupted is not None:
-        hint = _REPORT_HINT.format(quoted(out)) if _has_records(out) else None
+        hint = hint or (_REPORT_HINT.format(quoted(out)) if _has_records(out) else None)
         raise ToolError(f"the run ended early: {run.interrupted}", last_lines=failed_workers, hint=hint)
     measured = sum(level.measured for level in observations.values())
     if not any(level.good for level in observations.values()):

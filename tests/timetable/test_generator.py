@@ -124,6 +124,7 @@ def test_workers_that_do_not_come_are_not_waited_for(start: Start, run: Run, tmp
     status, errors = wait_for_end(run(start().port, *SHORT, *load))
     assert status == 1
     assert "0 of 2 workers connected within 2 s" in errors
+    assert "hint: start one with run-load --worker --master-host HOST --port PORT" in errors
     assert not (tmp_path / "run").exists()  # nothing was recorded: the next run needs no --force
 
 

@@ -163,8 +163,8 @@ class Master:
                 here.add(message[2])
             if self._clock() > due_s:
                 raise ToolError(
-                    f"{len(here)} of {self._expected} workers connected within {within_s:g} s; start one with run-load "
-                    "--worker --master-host HOST",
+                    f"{len(here)} of {self._expected} workers connected within {within_s:g} s",
+                    hint="start one with run-load --worker --master-host HOST --port PORT",
                 )
         self._ids = sorted(here, key=self._runner.get_worker_index)[: self._expected]
 
