@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from engines.errors import DISTRIBUTION, CommandError
 from engines.start import INTERRUPTED
@@ -39,6 +40,7 @@ READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPI
 _AGAIN_AFTER_S = 0.05
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline: an error quotes a log's last lines
 _NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?\.")  # click's words
+_STRAY = re.compile(r"unexpected extra arguments? \((\S+)[ )]")  # likewise
 _NO_FOLDER = re.compile(r"Directory '(.+)' is a file\.")  # likewise
 _WORDS = {"integer": "whole number", "float": "number"}
 _ERRNO = re.compile(r"\[Errno (\d+)\] ")
@@ -154,17 +156,30 @@ class Command(click.Command):
         sys.exit(0)
 
 
+def given_flags() -> set[str]:
+    """Return the flags on the command line of the running command."""
+    context = click.get_current_context()
+    return {
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+        and parameter.name is not None
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    }
+
+
 def _usage_text(error: click.UsageError) -> str:
     """Return click's message, with the words of arithmetic in place of Python's."""
     return _NO_NUMBER.sub(lambda found: f"is not a {_WORDS[found[1]]}.", error.format_message())
 
 
 def _usage_hint(error: click.UsageError, command: str) -> str:
-    """Return what to try: the folder of a file that was given in its place, else --help."""
-    found = _NO_FOLDER.search(error.format_message())
-    return (
-        f"{command} --help lists every flag" if found is None else f"give the folder, {quoted(Path(found[1]).parent)}"
-    )
+    """Return what to try: the folder of a file that was given in its place, a flag before a stray word, or --help."""
+    if found := _NO_FOLDER.search(error.format_message()):
+        return f"give the folder, {quoted(Path(found[1]).parent)}"
+    if found := _STRAY.search(error.format_message()):
+        return f"put a flag before {found[1]}, or omit it; {command} --help lists every flag"
+    return f"{command} --help lists every flag"
 
 
 class _InterruptedError(BaseException):

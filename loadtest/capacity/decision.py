@@ -120,6 +120,11 @@ class Row(Strict):
         return 1.0 if self.verdict is None else self.verdict.tried.worst_ratio
 
     @property
+    def missed_peaks(self) -> float:
+        """Share of the simulated peaks that the smallest fleet, which meets them together, misses alone."""
+        return 0.0 if self.verdict is None else 1 - self.verdict.kept_windows / self.verdict.windows
+
+    @property
     def is_run(self) -> bool:
         """Whether it is a run of a server, and no engine that could be simulated."""
         return self.max_batch_size is None
@@ -202,14 +207,14 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 def recommended(rows: Sequence[Row]) -> Row | None:
     """Return the cheapest possible row.
 
-    At equal cost it is the one that loses least accuracy, then the one with better evidence, then the one furthest from
-    its limits.
+    At equal cost it is the one that loses least accuracy, then the one with better evidence, then the one that meets
+    more of the simulated peaks alone, then the one furthest from its limits.
     """
     return min((row for row in rows if row.is_possible), key=_preference, default=None)
 
 
-def _preference(row: Row) -> tuple[float, float, int, float, str]:
-    return *merit_of(row), row.strain, row.name
+def _preference(row: Row) -> tuple[float, float, int, float, float, str]:
+    return *merit_of(row), row.missed_peaks, row.strain, row.name
 
 
 def merit_of(row: Row) -> tuple[float, float, int]:
@@ -217,7 +222,7 @@ def merit_of(row: Row) -> tuple[float, float, int]:
     return round(row.cost, 2), row.accuracy_loss, RANK[row.basis]
 
 
-def _order(row: Row) -> tuple[bool, bool, tuple[float, float, int, float, str]]:
+def _order(row: Row) -> tuple[bool, bool, tuple[float, float, int, float, float, str]]:
     return row.status != "possible", row.beaten_by is not None, _preference(row)
 
 

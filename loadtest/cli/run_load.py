@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from engines.console import PORT, SECONDS, Command, common_flags, writing_flags
+from engines.console import PORT, SECONDS, Command, common_flags, given_flags, writing_flags
 from engines.errors import UserError
 from loadtest.cli.load_flags import concurrency_flag, load_flags, refuse_two_loads, scenario_flag
 from loadtest.cli.target_options import target_flags
@@ -105,7 +104,7 @@ def _refuse_flags(flags: dict[str, Any]) -> None:
         _refuse_flags_of_a_load()
         return
     refuse_two_loads(flags)
-    given = _given()
+    given = given_flags()
     for flag in sorted(given & _NEEDS.keys()):
         if _NEEDS[flag] not in given:
             raise UserError(f"{flag} has no effect without {_NEEDS[flag]}", hint=f"add {_NEEDS[flag]}, or omit {flag}")
@@ -127,19 +126,9 @@ def _refuse_flags(flags: dict[str, Any]) -> None:
         )
 
 
-def _given() -> set[str]:
-    """Return the flags of the command line."""
-    context = click.get_current_context()
-    return {
-        parameter.opts[-1]
-        for parameter in context.command.params
-        if parameter.name is not None and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    }
-
-
 def _refuse_flags_of_a_load() -> None:
     """Refuse what a worker would ignore: its load comes from the master."""
-    if ignored := sorted(_given() - _OF_A_WORKER):
+    if ignored := sorted(given_flags() - _OF_A_WORKER):
         raise UserError(
             f"--worker: {ignored[0]} has no effect, because the load comes from the master",
             hint=f"give {ignored[0]} to run-load --master",

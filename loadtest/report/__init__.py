@@ -3,7 +3,7 @@
 from loadtest.report.comparison import COMPARISON_PAGE, compare, write_comparison
 from loadtest.report.comparison_page import changed_name, changed_value
 from loadtest.report.comparison_schema import Change, Comparison
-from loadtest.report.gate import Case, Gate, cases_of, regressions_of, write_junit
+from loadtest.report.gate import Case, Gate, cases_of, regressions_of, require_loads, write_junit
 from loadtest.report.pages import Table, render_page, table
 from loadtest.report.report import REPORT_NAME, summarize_runs, write_report
 
@@ -21,6 +21,7 @@ __all__ = [
     "compare",
     "regressions_of",
     "render_page",
+    "require_loads",
     "summarize_runs",
     "table",
     "write_comparison",

@@ -61,17 +61,26 @@ class Case(NamedTuple):
     says: str
 
 
+def require_loads(summary: Summary, gate: Gate) -> None:
+    """Refuse a gate that names a load of no level.
+
+    Raises:
+        UserError: It does.
+    """
+    unknown = [load for load in gate.loads or () if all(level.offered != load for level in summary.levels)]
+    if unknown:
+        known = ", ".join(dict.fromkeys(level.load for level in summary.levels))
+        raise UserError(f"no level has load {unknown[0]:g}", hint=f"the run's loads: {known}")
+
+
 def cases_of(summary: Summary, gate: Gate) -> list[Case]:
     """Return the verdicts of the gate's levels, and whether the run is valid.
 
     Raises:
-        UserError: No level has a load that the gate names.
+        UserError: `require_loads` refuses the gate.
     """
+    require_loads(summary, gate)
     loads = [level.offered for level in summary.levels] if gate.loads is None else gate.loads
-    unknown = [load for load in loads if all(level.offered != load for level in summary.levels)]
-    if unknown:
-        known = ", ".join(dict.fromkeys(level.load for level in summary.levels))
-        raise UserError(f"no level has load {unknown[0]:g}", hint=f"the run's loads: {known}")
     validity_issues = "; ".join(issue.text for issue in summary.validity_issues)
     cases = [Case("run", "valid", summary.valid, validity_issues or "all validity checks passed")]
     for level in summary.levels:

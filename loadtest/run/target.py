@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.console import OPENAI_KEY, progress
-from engines.errors import MissingError
+from engines.errors import MissingError, UserError
 from engines.names import TOKENIZER_FILE
 from loadtest.client import (
     ENGINE_MODEL,
@@ -104,6 +104,7 @@ def target_of(options: TargetOptions, model: str) -> Target:
     Raises:
         MissingError: No server answers, it does not serve the model, or something was not found; the message names
             everything that is missing.
+        UserError: The server speaks another protocol than the given one.
     """
     stated = options.model or (model if model != ENGINE_MODEL else None)
     endpoint, missing = _endpoint(options)
@@ -112,7 +113,11 @@ def target_of(options: TargetOptions, model: str) -> Target:
         unknown += [] if options.tokenizer is not None else [("tokenizer", "not given", "--tokenizer FILE")]
         raise _missing(options.url, [*missing, *unknown])
     key = key_in(os.environ, endpoint.api_key_env) if endpoint.is_openai else None
-    served = [] if stated is not None and options.tokenizer is not None else served_models(endpoint, key)
+    served: list[ServedModel] = []
+    if stated is None or options.tokenizer is None:
+        served = served_models(endpoint, key)
+        if endpoint.is_openai and not served:
+            _require_openai(options)
     name = stated or default_model(served, is_openai=endpoint.is_openai)
     if name is None and not served and not endpoint.is_openai:
         name = model  # Triton's answer about the model itself states the problem
@@ -163,6 +168,22 @@ def _endpoint(options: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
         options.url, protocol, ca_file=options.ca_file, insecure=options.insecure, api_key_env=options.api_key_env
     )
     return endpoint, []
+
+
+def _require_openai(options: TargetOptions) -> None:
+    """Refuse a stated OpenAI protocol of a server that lists no models by it and answers as Triton does.
+
+    Raises:
+        UserError: It does.
+    """
+    if options.protocol is None:
+        return
+    found = discover_protocol(options.url, ca_file=options.ca_file, insecure=options.insecure)
+    if found.protocol is not None and not found.protocol.startswith("openai"):
+        raise UserError(
+            f"{options.url} answers as {found.protocol}, not as {options.protocol}",
+            hint="omit --protocol, or give the URL of the OpenAI front (serve-repo --openai prints it)",
+        )
 
 
 def _given(given: Path | None) -> FoundTokenizer | None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engines import console
+from engines.errors import UserError
 from triton_repo.cli.front_options import front_flags
 
 FOLDER = click.Path(path_type=Path)
@@ -16,6 +17,8 @@ GROUPS = {
     "Start and stop": ("--ready-within", "--stop-after", "--drain-within", "--detach", "--stop"),
     "OpenAI API": ("--openai", "--openai-port", "--openai-model", "--reasoning", "--api-key-file"),
 }
+
+_OF_STOP = {"--stop", "--drain-within", "--verbose", "--json"}
 
 
 @click.command(
@@ -59,6 +62,8 @@ def serve_repo(**flags: Any) -> None:
     goes to server.log in the repository. A repository for trtllm-serve is served by trtllm-serve, or by its emulation
     if the engine is emulated.
     """
+    if flags["stop"] and (ignored := sorted(console.given_flags() - _OF_STOP)):
+        raise UserError(f"--stop: {ignored[0]} has no effect", hint=f"omit {ignored[0]}, or --stop to start a server")
     from triton_repo.cli.actions.serve_repo import run
 
     run(**flags)

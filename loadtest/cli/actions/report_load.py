@@ -21,6 +21,7 @@ from loadtest.cli.tables import (
 )
 
 if TYPE_CHECKING:
+    from loadtest.metrics import Summary
     from loadtest.report import Case
 
 
@@ -38,14 +39,20 @@ def run(runs: tuple[Path, ...], **flags: Any) -> None:
 
 
 def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
-    from loadtest.report import REPORT_NAME, Gate, cases_of, summarize_runs, write_report
+    from loadtest.report import REPORT_NAME, Gate, cases_of, require_loads, summarize_runs, write_report
 
     target, command = flags["out"], command_line("report-load")
     gate = None if flags["gate"] is None else read_yaml(flags["gate"], Gate)
     objectives = None if gate is None else gate.objectives
     if gate is not None:
         warn_of_limits(gate, *gate.classes.values())
-    priced = pricing_of(flags)
+    pricing = pricing_of(flags)
+
+    def priced(summary: Summary) -> Summary:
+        if gate is not None:
+            require_loads(summary, gate)  # before anything is written
+        return pricing(summary)
+
     if flags["dry_run"]:
         summary = priced(summarize_runs(list(runs), command=command, objectives=objectives))
     else:

@@ -126,3 +126,18 @@ def test_a_quoted_text_does_not_steer_the_terminal(capsys: pytest.CaptureFixture
         _command(UserError("it said \x1b[2J\x9b\r\x07 \u00e9", hint="\x1b]0;a\x07")).main([])
     said = capsys.readouterr().err
     assert said == "do-thing: error: it said \\x1b[2J\\x9b\\r\\x07 \u00e9\nhint: \\x1b]0;a\\x07\n"
+
+
+def test_a_word_without_its_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first of several, since each is missing one."""
+
+    @click.command("do-thing", cls=Command)
+    @click.option("--count", type=int)
+    def do_thing(count: int) -> None: ...
+
+    for words in (["a.csv"], ["--count", "1", "a.csv", "b.csv"]):
+        with pytest.raises(SystemExit) as ended:
+            do_thing.main(words)
+        assert ended.value.code == 2
+        hinted = capsys.readouterr().err.splitlines()[-1]
+        assert hinted == "hint: put a flag before a.csv, or omit it; do-thing --help lists every flag"

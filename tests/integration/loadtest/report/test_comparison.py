@@ -146,6 +146,17 @@ def test_a_gate_names_what_is_missed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert _command(made, "--gate", objectives, "--dry-run") == 0
 
 
+def test_a_gate_of_another_run_s_loads_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is a wrong input, refused like every other before anything is written."""
+    objectives = tmp_path / "objectives.yaml"
+    objectives.write_text("ttft_s: {p50: 0.2}\nloads: [10, 11]\n")
+    assert _command(run(tmp_path / "a"), "--gate", objectives, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "error: no level has load 11\nhint: the run's loads: 10\n" in printed.err
+    assert not printed.out
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_gate_does_not_pass_figures_that_are_not_valid(tmp_path: Path) -> None:
     """A run that is not valid keeps no promise, whatever its figures."""
     summary = summarize_runs([run(tmp_path / "a", issue=True)], command="test")

@@ -36,6 +36,14 @@ def test_of_equal_costs_the_row_furthest_from_its_limits_is_recommended() -> Non
     assert _chosen(_row("a", 10.0, 0.9), _row("b", 10.0, 0.6), _row("c", 10.0)) == "b"
 
 
+def test_of_equal_costs_a_fleet_that_meets_every_peak_is_preferred_to_one_with_more_room() -> None:
+    """One of three peaks that misses an objective alone is a risk; its mean over all three hides it."""
+    risky = _row("a", 10.0, 0.6)
+    assert risky.verdict is not None
+    risky = risky.model_copy(update={"verdict": risky.verdict.model_copy(update={"kept_windows": 2})})
+    assert _chosen(risky, _row("b", 10.0, 0.9)) == "b"
+
+
 def test_costs_that_differ_by_a_rounding_error_are_equal() -> None:
     """Six H100 and twelve A100 at half their price."""
     assert _chosen(_row("a", 6 * 3.2 * 730, 0.9), _row("b", 14016.0, 0.6)) == "b"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.errors import MissingError
+from engines.errors import MissingError, UserError
 from engines.files import source_of, write_json
 from loadtest.run.target import TargetOptions, target_of
 from loadtest.run.tokenizer import find_tokenizer, of_earlier_runs
@@ -94,6 +94,17 @@ def test_everything_missing_is_asked_for_at_once(serve: Callable[..., int]) -> N
         target_of(TargetOptions(f"http://127.0.0.1:{serve({})}"), "tensorrt_llm")
     assert caught.value.hint is not None
     assert [flag in caught.value.hint for flag in ("--protocol", "--model", "--tokenizer")] == [True] * 3
+
+
+def test_a_protocol_that_the_server_does_not_speak_is_the_error(serve: Callable[..., int]) -> None:
+    """Not a tokenizer that would not help: Triton's own port has no chats."""
+    url = f"http://127.0.0.1:{serve({'/v2': (200, {'name': 'triton', 'version': '2.51'})})}"
+    with pytest.raises(UserError, match=f"{url} answers as triton-http, not as openai-chat") as caught:
+        target_of(TargetOptions(url, protocol="openai-chat", model="m"), "tensorrt_llm")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("omit --protocol")
+    with pytest.raises(MissingError, match="no tokenizer"):  # a server without a list of models may have chats
+        target_of(TargetOptions(f"http://127.0.0.1:{serve({})}", protocol="openai-chat", model="m"), "tensorrt_llm")
 
 
 def test_one_of_several_models_is_never_guessed(serve: Callable[..., int], cache: Path) -> None:
