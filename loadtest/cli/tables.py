@@ -215,7 +215,8 @@ def show_knee(found: KneeResult) -> None:
         table.add_column(name, justify="left" if name == "verdict" else "right")
     for each in found.tried:
         verdict = "met" if each.met else "missed: " + ", ".join(each.missed)
-        issue = " (not certain)" if each.open else ""
+        marks = [*(["not certain"] if each.open else []), *(["not valid"] if each.validity_issues else [])]
+        issue = f" ({', '.join(marks)})" if marks else ""
         level = each.level
         cells = (_batch(level), *_percentiles(level.itl_s), *_percentiles(level.ttft_s))
         table.add_row(f"{each.load:.4g}", verdict + issue, str(level.requests), *cells)
@@ -225,6 +226,13 @@ def show_knee(found: KneeResult) -> None:
         if found.above is not None:
             above = f"missed at {found.above:.4g}: {', '.join(found.binding)}"
         show(f"knee: {found.load:.4g} {found.unit} meet every objective; {above} ({found.label})")
+    doubtful = [each for each in found.tried if each.validity_issues]
+    if doubtful:
+        codes = dict.fromkeys(issue.code for each in doubtful for issue in each.validity_issues)
+        progress(
+            f"warning: the figures of {len(doubtful)} of {len(found.tried)} loads tried are not valid "
+            f"({', '.join(codes)}): the knee may be elsewhere"
+        )
 
 
 def show_calibration(found: Calibration) -> None:

@@ -22,8 +22,18 @@ from loadtest.knee.sequential_test import (
     is_backlog_growing,
     weigh,
 )
-from loadtest.metrics import LevelSummary, summarize, verdicts_in
-from loadtest.results import Columns, Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
+from loadtest.metrics import LevelSummary, summarize, validity_issues_of, verdicts_in
+from loadtest.results import (
+    Columns,
+    Kind,
+    RequestRecord,
+    RunManifest,
+    Sample,
+    ValidityIssue,
+    read_records,
+    read_run,
+    read_samples,
+)
 from loadtest.scenario import Constant, Gamma, Objectives, ObjectiveScope, Poisson, Scenario, Trace
 from loadtest.simulate import predict
 
@@ -47,12 +57,14 @@ class ProbeResult(Strict):
     Attributes:
         missed: Objectives that were missed.
         open: Objectives that the requests do not decide; `met` then depends on the figures alone.
+        validity_issues: Reasons not to rely on its figures.
     """
 
     load: float
     met: bool
     missed: tuple[str, ...]
     open: tuple[str, ...]
+    validity_issues: tuple[ValidityIssue, ...] = ()
     level: LevelSummary
 
 
@@ -297,7 +309,8 @@ def result_of(knee_search: KneeSearch, load: float, probe_run: ProbeRun, decisio
     disputed = tuple(each for each in decision.missed if each not in missed)
     is_sure = decision.met is not None and decision.met == (not missed) and not disputed
     left_open = () if is_sure else decision.open or disputed or missed
-    return ProbeResult(load=load, met=not missed, missed=missed, open=left_open, level=level)
+    issues = tuple(validity_issues_of(probe_run.run, [level.requests]))
+    return ProbeResult(load=load, met=not missed, missed=missed, open=left_open, validity_issues=issues, level=level)
 
 
 def _line(result: ProbeResult, unit: str) -> str:

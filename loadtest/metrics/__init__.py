@@ -6,7 +6,16 @@ from loadtest.metrics.latency import Counted, counted, felt, latencies_of, reque
 from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds, summary_of_runs
 from loadtest.metrics.repeats import repeats_of
 from loadtest.metrics.slo_results import Knee, class_alone, knee_of, scopes_of, verdicts_in, verdicts_of
-from loadtest.metrics.summarize import Interval, LevelSummary, Spread, Summary, meets_goodput, settles, summarize
+from loadtest.metrics.summarize import (
+    Interval,
+    LevelSummary,
+    Spread,
+    Summary,
+    meets_goodput,
+    settles,
+    summarize,
+    validity_issues_of,
+)
 from loadtest.metrics.summary import PERCENTILES, BatchPoint, ClassSummary, Repeat, RunFacts, TokenPrices
 from loadtest.metrics.throughput import rate_replicates
 from loadtest.metrics.timeline import Ecdf, LevelDetail, RunDetail, Span, Timeline
@@ -50,6 +59,7 @@ __all__ = [
     "summarize",
     "summary_of_runs",
     "token_prices",
+    "validity_issues_of",
     "verdicts_in",
     "verdicts_of",
     "with_cost",

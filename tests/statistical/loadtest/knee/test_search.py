@@ -13,8 +13,22 @@ from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.cli.find_knee import find_knee
-from loadtest.knee.search import LIVES, KneeResult, KneeSearch, Range, Span, at_load, predicting, search
+from loadtest.cli.tables import show_knee
+from loadtest.knee.search import (
+    LIVES,
+    KneeResult,
+    KneeSearch,
+    ProbeRun,
+    ProbeRunner,
+    Range,
+    Span,
+    at_load,
+    predicting,
+    search,
+)
 from loadtest.metrics.summarize import summarize
+from loadtest.results import ValidityIssue
+from loadtest.run import Enough
 from loadtest.scenario.arrivals import Gamma, Ramp
 from loadtest.scenario.schema import Lengths, Scenario
 from loadtest.scenario.slo import Objectives, ObjectiveScope
@@ -93,6 +107,32 @@ def test_few_requests_leave_a_verdict_open(manifest: EngineManifest) -> None:
     )
     found = _found(manifest, asked)
     assert all(tried.met and "ttft_s p999" in tried.open for tried in found.tried)
+
+
+def test_a_probe_that_is_not_valid_is_marked_and_warned_of(
+    manifest: EngineManifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its figures decide the knee like any other's, so the last line says that they may be wrong."""
+    player = predicting(manifest, made_by=HEAD, made_from=[])
+    issue = ValidityIssue(code="emulator-late", text="late by 60% of a step")
+
+    def play(scenario: Scenario, enough: Enough) -> ProbeRun:
+        played = player.play(scenario, enough)
+        is_late = scenario.concurrency == (16,)
+        return played._replace(run=played.run.model_copy(update={"validity_issues": (issue,) if is_late else ()}))
+
+    wanted = (ObjectiveScope(Objectives(itl_s={"p50": 0.0062})),)
+    asked = KneeSearch(SCENARIO, wanted, "concurrency", within=Range(tolerance=0.4, highest=64))
+    found = search(asked, ProbeRunner(play, stops_early=False), made_by=HEAD, made_from=[], progress=lambda _: None)
+    assert [each.load for each in found.tried if each.validity_issues] == [16]
+    assert next(each for each in found.tried if each.load == 16).validity_issues == (issue,)
+    show_knee(found)
+    said = capsys.readouterr()
+    assert [line.count("not valid") for line in said.out.splitlines() if "│" in line].count(1) == 1
+    assert said.err == (
+        f"warning: the figures of 1 of {len(found.tried)} loads tried are not valid (emulator-late): "
+        "the knee may be elsewhere\n"
+    )
 
 
 def test_the_command_writes_what_it_found(
