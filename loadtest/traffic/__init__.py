@@ -14,6 +14,7 @@ from loadtest.traffic.levels import LevelPlan, Turn, plans_of, turn_of
 from loadtest.traffic.open_loop import OpenLoop, open_loop
 from loadtest.traffic.prepare import count_rows, prepare
 from loadtest.traffic.prompts import GOLDEN, PREPARED_SUFFIXES, Prompt, PromptMaker
+from loadtest.traffic.ready_chats import copy_ready_chats
 
 __all__ = [
     "GOLDEN",
@@ -31,6 +32,7 @@ __all__ = [
     "Turn",
     "always",
     "closed_loop",
+    "copy_ready_chats",
     "count_rows",
     "length_stats_of",
     "open_loop",

@@ -59,7 +59,7 @@ def prepare(
     has_hashes = any(arrival.prefix_hashes for plan in plans for arrival in plan.arrivals)
     needs_words = any(kind.prompts == "random" for kind in scenario.kinds) or has_hashes
     if any(kind.prompts != "random" for kind in scenario.kinds):
-        texts["chat"] = chat_text(tokenizer, tokens=_chat_tokens(scenario, plans, rows))
+        texts["chat"] = chat_text(tokenizer, tokens=chat_tokens_needed(scenario, plans, rows))
         if any(kind.prompts == "chat" for kind in scenario.kinds) and not len(texts["chat"].begins):
             can_be_random = not as_text or len(_words(tokenizer)) >= MIN_WORDS
             raise UserError(
@@ -118,7 +118,7 @@ def _can_cut_chats(tokenizer: Tokenizer) -> bool:
     return len(chat_text(tokenizer, tokens=UNLIKE_TOKENS).begins) > 0
 
 
-def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, Rows]) -> int:
+def chat_tokens_needed(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, Rows]) -> int:
     """Return how much chat text is useful: twice the longest prompt, plus a separate start for each prompt."""
     sampler = ConversationSampler(scenario, rows)
     count = max(plan.conversations(scenario) for plan in plans)
@@ -131,13 +131,18 @@ def _id_range(tokenizer: Tokenizer) -> tuple[int, int]:
     return min(FIRST_RANDOM_ID, last // 2), last
 
 
+def must_state_end(scenario: Scenario) -> bool:
+    """Return whether requests with token ids must state the end token: of free replies, unless the scenario does."""
+    return not all(kind.is_exact for kind in scenario.kinds) and "end_id" not in scenario.extra_body
+
+
 def _end_id(scenario: Scenario, tokenizer: Tokenizer, path: Path) -> int | None:
-    """Return the end token of free replies; None if there are none, or the scenario sets it.
+    """Return the end token where requests must state it; None where they need not.
 
     Raises:
         MissingError: It is unknown.
     """
-    if all(kind.is_exact for kind in scenario.kinds) or "end_id" in scenario.extra_body:
+    if not must_state_end(scenario):
         return None
     found = end_id_of(tokenizer, path)
     if found is None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from engines.checkpoint.calibration_text import default_text_path, documents_of
 from engines.errors import MissingError, UserError
 from loadtest.scenario.schema import Conversations, Lengths, Prefixes, Scenario
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, Trace
@@ -20,10 +18,6 @@ from loadtest.traffic.prepare import count_rows, prepare
 from loadtest.traffic.prompts import Prompt, PromptMaker
 from loadtest.traffic.token_text import Message, chat_text, encoded, file_text, read_messages, read_tokenizer
 
-# How Qwen and Llama 3 split text before they merge bytes.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 TALK = [
     {"from": "human", "value": "What is the capital of France, and how far is it from here?"},
     {"from": "gpt", "value": "Paris is the capital. It is some 300 km from here, by the old road."},
@@ -37,45 +31,6 @@ ROWS = [
         "conversations": [{"from": "human", "value": "Write a short poem about the sea, please, in four lines"}],
     },
 ]
-
-
-def _text() -> Iterator[str]:
-    for number, document in enumerate(documents_of(default_text_path())):
-        yield document
-        if number == 400:
-            return
-
-
-@pytest.fixture(scope="module")
-def bytes_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a tokenizer of the kind that current models have."""
-    made = Tokenizer(models.BPE())
-    made.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
-        _text(), trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
-    )
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    made.save(str(path))
-    return path
-
-
-@pytest.fixture(scope="module")
-def pieces_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a tokenizer that puts a mark before every text, as SentencePiece's do: parts do not add up to the whole."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    made.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
-    lines = (line for text in _text() for line in text.splitlines()[:3])
-    made.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=1500, max_token_length=12, show_progress=False))
-    path = tmp_path_factory.mktemp("pieces") / "tokenizer.json"
-    made.save(str(path))
-    return path
 
 
 @pytest.fixture
