@@ -7,7 +7,7 @@ from operator import mul
 from typing import NamedTuple
 
 from engines.spec import Factors
-from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
+from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, in_order
 
 _HOST = StepCost._fields.index("host_s")
 FULL_GPU_SEQUENCES = 64  # sequences whose attention fills any GPU, split along the context or not
@@ -70,8 +70,7 @@ class Calibrated:
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""
-        multiplied_s: float = sum(map(mul, self.parts(shape), self._ratios))
-        return multiplied_s + self._added_s(shape)
+        return in_order(map(mul, self.parts(shape), self._ratios)) + self._added_s(shape)
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
         """Return the source's line; its slope and its constant part are each scaled by their own factor."""
@@ -132,8 +131,8 @@ class Calibrated:
         if found is None:
             parts = self.source.cost(StepShape(decode_sequences=sequences))._replace(kv_read_s=0.0)
             added_s = self.factors.iteration_s + sequences * self.factors.sequence_s
-            fitted_s = sum(part * ratio for part, ratio in zip(parts, self._ratios, strict=True)) + added_s
-            found = self._rest[sequences] = (sum(parts), fitted_s)
+            fitted_s = in_order(map(mul, parts, self._ratios)) + added_s
+            found = self._rest[sequences] = (in_order(parts), fitted_s)
         return found
 
 

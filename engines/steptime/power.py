@@ -18,7 +18,7 @@ from engines.spec import (
     power_prior,
     precision_named,
 )
-from engines.steptime.shape import StepShape
+from engines.steptime.shape import StepShape, in_order
 from engines.steptime.uncertainty import Z_95
 
 if TYPE_CHECKING:  # commands that compute no step times do without numpy
@@ -46,7 +46,7 @@ class StepEnergy(NamedTuple):
     @property
     def joules(self) -> float:
         """All of it."""
-        return sum(self)
+        return in_order(self)
 
 
 class PowerModel:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engines.spec import KV_BYTES, SIXTEEN_BIT_BYTES, GpuSpec, ModelSpec, PlacedModel, precision_named
 from engines.steptime.products import products_of
-from engines.steptime.shape import DecodeLine, StepCost, StepShape
+from engines.steptime.shape import DecodeLine, StepCost, StepShape, in_order
 
 # Reads and writes of a token's hidden state between the GEMMs of a layer: norms, rope, quantization.
 ACTIVATION_PASSES = 14
@@ -130,7 +130,7 @@ class Roofline:
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""
-        return sum(self.cost(shape))
+        return in_order(self.cost(shape))
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:  # noqa: ARG002 (linear)
         """Return the line of pure decode steps, which is linear in the context everywhere."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from operator import mul
 
-from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
+from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, in_order
 
 
 class Scaled:
@@ -25,8 +25,7 @@ class Scaled:
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""
-        seconds: float = sum(map(mul, self.source.cost(shape), self.ratios))
-        return seconds
+        return in_order(map(mul, self.source.cost(shape), self.ratios))
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
         """Return the source's line, with its slope multiplied by the cache's ratio."""
@@ -41,8 +40,8 @@ class Scaled:
         found = self._rest.get(sequences)
         if found is None:
             parts = self.source.cost(StepShape(decode_sequences=sequences))._replace(kv_read_s=0.0)
-            scaled = sum(part * ratio for part, ratio in zip(parts, self.ratios, strict=True))
-            found = self._rest[sequences] = (sum(parts), scaled)
+            scaled_s = in_order(map(mul, parts, self.ratios))
+            found = self._rest[sequences] = (in_order(parts), scaled_s)
         return found
 
 

@@ -27,7 +27,7 @@ from engines.errors import MissingError
 from engines.spec import KvFormat, ModelSpec, PlacedModel, precision_named
 from engines.steptime.kernel_tables import smaller_tables
 from engines.steptime.roofline import LOGITS_BYTES, SAMPLING_PASSES
-from engines.steptime.shape import DecodeLine, StepCost, StepShape
+from engines.steptime.shape import DecodeLine, StepCost, StepShape, in_order
 from engines.units import S_PER_MS
 
 SYSTEMS = {
@@ -81,8 +81,8 @@ class _Tables:
         found = self.linear.get(tokens)
         if found is None:
             times = self.handle.evaluate_context_ops(self.others, batch_size=1, s=1, x=tokens)
-            norms = sum(ms for name, ms, *_ in times if name.endswith(_NORMS))
-            found = ((sum(ms for _, ms, *_ in times) - norms) * S_PER_MS, norms * S_PER_MS)
+            norms = in_order([ms for name, ms, *_ in times if name.endswith(_NORMS)])
+            found = ((in_order([ms for _, ms, *_ in times]) - norms) * S_PER_MS, norms * S_PER_MS)
             self.linear[tokens] = found
         return found
 
@@ -175,7 +175,7 @@ class Silicon:
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""
-        return sum(self.cost(shape))
+        return in_order(self.cost(shape))
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
         """Return the segment of the decode curve at a context; the curve is linear between knots."""
@@ -184,7 +184,7 @@ class Silicon:
         slope = (high_s - low_s) / (KNOT_TOKENS * decode_sequences)
         begin = lower * KNOT_TOKENS * decode_sequences
         decoded = decode_sequences * self._step_tokens
-        rest_s = sum(self._linear_s(decoded)) + self._logits_s(decoded)
+        rest_s = in_order(self._linear_s(decoded)) + self._logits_s(decoded)
         return DecodeLine(rest_s + low_s - slope * begin, slope, begin + KNOT_TOKENS * decode_sequences)
 
     def _kv_mode(self, system: str, kv_format: KvFormat) -> str:
