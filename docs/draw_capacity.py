@@ -11,11 +11,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from engines.files import Document, MadeBy, parse_yaml, read_json, validate
+from engines.files import Document, MadeBy, read_json, validate
 from engines.manifest import EngineManifest
 from engines.planning import emulated_manifest, payoff_of
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from engines.yaml_text import parse_yaml
 from loadtest.capacity.autoscaling import compare_laws
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.output.accuracy import accuracy_chart

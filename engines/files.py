@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.errors import DISTRIBUTION, MissingError, UserError
@@ -21,15 +20,6 @@ from engines.signals import interrupts_deferred
 
 LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's largest is a few hundred
 SCHEMA_VERSION = 2
-_ALIASES, _TWICE = "aliases are not allowed", "is given twice"
-# What to do, by what the reason contains.
-_YAML_HINTS = {
-    _ALIASES: "write the value out in each place, without & and *",
-    _TWICE: "keep one of the two",
-    "'\\t'": "indent with spaces, not with tabs",
-    "mapping values are not allowed": "quote a value that contains ': ', and check the indentation above",
-    "expected <block end>": "check the indentation there and above",
-}
 MAX_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
 
 
@@ -151,29 +141,9 @@ def load_yaml(path: Path) -> Any:
     """Return the content of a YAML file as plain data. Raises as `read_yaml` does, except for schema errors."""
     if path.is_file() and path.stat().st_size > LONGEST_YAML_BYTES:
         raise UserError(f"{path}: {path.stat().st_size} bytes of YAML exceed the limit of {LONGEST_YAML_BYTES}")
+    from engines.yaml_text import parse_yaml  # noqa: PLC0415 (many commands read no YAML)
+
     return parse_yaml(_text_of(path), where=str(path))
-
-
-def parse_yaml(text: str, *, where: str) -> Any:
-    """Return the content of YAML text as plain data. Raises as `load_yaml` does; messages start with `where`."""
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
-        reason = _yaml_reason(error)
-        hint = next(
-            (hint for said, hint in _YAML_HINTS.items() if said in reason), "check the quotes and brackets there"
-        )
-        raise UserError(f"{where}: not valid YAML: {reason}", hint=hint) from error
-    except RecursionError as error:
-        raise UserError(f"{where}: not valid YAML: nested too deeply") from error
-
-
-def _yaml_reason(error: Exception) -> str:
-    """Return where the text is wrong and why, on one line."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return one_line(error, None).replace(' in "<unicode string>",', "")
 
 
 def read_json(path: Path, schema: type[SchemaT]) -> SchemaT:
@@ -291,23 +261,3 @@ def require_file(path: Path, *, hint: str = "check the path") -> None:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses duplicate keys, and aliases (which allow "YAML bombs")."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (list, dict, set)):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' {_TWICE}", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, _ALIASES, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
-        return super().compose_node(parent, index)

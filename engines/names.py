@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engines.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"  # of a checkpoint, an engine, a repository
@@ -154,6 +152,8 @@ def engine_title(model: str, precision: str, gpu: str) -> str:
 
 def spec_data(name: str) -> Any:
     """Return a data file of `engines.spec`, not yet validated; parsed by libyaml if PyYAML has it."""
+    import yaml  # noqa: PLC0415 (many commands read no data file)
+
     text = spec_file(name).read_text(encoding="utf-8")
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-from engines.files import Document, MadeBy, _UniqueKeyLoader, write_json
+from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
 from engines.planning import emulated_manifest, make_plan, resolve_recipe
+from engines.yaml_text import UniqueKeyLoader
 from triton_repo.deploy.plan import Deployment, plan_deployment
 from triton_repo.deploy.render import render_deployment
 from triton_repo.repository.render import render_repository
@@ -65,4 +66,4 @@ def _compiled(folder: Path, ranks: int) -> None:
 
 def load_yaml(path: Path) -> Any:
     """Read YAML as strictly as we read our own: no key twice, no aliases."""
-    return yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+    return yaml.load(path.read_text(), Loader=UniqueKeyLoader)

@@ -11,7 +11,8 @@ import pytest
 from pydantic import Field
 
 from engines.errors import DISTRIBUTION, MissingError, UserError
-from engines.files import Document, Strict, parse_yaml, read_json, read_yaml, validate, write_text
+from engines.files import Document, Strict, read_json, read_yaml, validate, write_text
+from engines.yaml_text import parse_yaml
 
 
 class Inner(Strict):

@@ -11,9 +11,10 @@ from typing import Any
 from engines import console
 from engines.build import choices_of
 from engines.errors import MissingError, UserError
-from engines.files import load_yaml, made_by, parse_yaml, read_yaml, to_json, validate
+from engines.files import load_yaml, made_by, read_yaml, to_json, validate
 from engines.manifest import EngineManifest
 from engines.outputs import paths_named, refuse_existing
+from engines.yaml_text import parse_yaml
 from triton_repo.models.completions import CompletionsServer, RelayError
 from triton_repo.repository import render_repository, resolve_for
 from triton_repo.settings import (
