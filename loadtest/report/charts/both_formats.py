@@ -8,8 +8,10 @@ is set by the reader's program, in the reader's font.
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.backend_bases import GraphicsContextBase, RendererBase
 from matplotlib.backends.backend_agg import RendererAgg
@@ -42,9 +44,11 @@ class _BothRenderers(RendererBase):
         self._svg = RendererSVG(*(inches * SVG_DPI), svg, metadata=_NO_METADATA)
 
     def finished(self, svg: io.StringIO) -> tuple[str, bytes]:
-        """Return what was drawn; nothing can be added."""
+        """Return what was drawn; nothing can be added, and the figure, which refers to this, keeps no pixels."""
         self._svg.finalize()
-        return svg.getvalue(), png_of(np.asarray(self._png.buffer_rgba()), dpi=PNG_DPI)
+        png = png_of(np.asarray(self._png.buffer_rgba()), dpi=PNG_DPI)
+        del self._svg, self._png
+        return svg.getvalue(), png
 
     def open_group(self, *args: Any, **kwargs: Any) -> None:
         """Begin a part of the SVG."""
@@ -97,14 +101,20 @@ class _BothRenderers(RendererBase):
         """Return the image's size in pixels."""
         return self._png.width, self._png.height
 
-    def get_text_width_height_descent(self, *args: Any, **kwargs: Any) -> tuple[float, float, float]:
+    def get_text_width_height_descent(self, s: str, prop: Any, ismath: Any) -> tuple[float, float, float]:
         """Return the size of a line of text in pixels."""
-        found: tuple[float, float, float] = self._png.get_text_width_height_descent(*args, **kwargs)
-        return found
+        return _text_size(s, prop, ismath, mpl.rcParams["text.hinting"])
 
     def points_to_pixels(self, points: Any) -> Any:
         """Return a length in pixels."""
         return self._png.points_to_pixels(points)
+
+
+@lru_cache(maxsize=4096)
+def _text_size(text: str, font: Any, is_math: Any, hinting: str) -> tuple[float, float, float]:  # noqa: ARG001 (of the key)
+    """Return width, height and descent of a line of text in pixels; the charts of a report share many words."""
+    found: tuple[float, float, float] = RendererAgg(1, 1, PNG_DPI).get_text_width_height_descent(text, font, is_math)
+    return found
 
 
 class _ScaledText:

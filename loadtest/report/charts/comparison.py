@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadtest.report.charts.style import Drawing, drawing_of, new_figure, nothing, panel_title, percent, style, titles
+from loadtest.report.charts.style import (
+    Drawing,
+    drawing_of,
+    new_figure,
+    nothing,
+    panel_title,
+    percent,
+    style,
+    ticks_at,
+    titles,
+)
 from loadtest.report.comparison_schema import Change, Comparison
 from loadtest.report.theme import FAINT, GREEN, INK, KIND_COLOURS, VERMILION
 
@@ -59,7 +69,7 @@ def _panel(panel: Any, comparison: Comparison, name: str, title: str) -> None:
         _mark(panel, place, change)
     if not known:
         nothing(panel, "nothing measured")
-    panel.set_yticks(range(len(comparison.levels)), [level.load for level in comparison.levels])
+    ticks_at(panel.yaxis, range(len(comparison.levels)), [level.load for level in comparison.levels])
     panel.set_ylim(len(comparison.levels) - 0.4, -0.6)
     reach = max([0.02, *(abs(end) for _, change in known for end in _ends(change))]) * 1.12
     panel.set_xlim(-reach, reach)

@@ -21,6 +21,7 @@ from loadtest.report.charts.style import (
     panel_title,
     plain,
     style,
+    ticks_at,
     what_ran,
     width_ratio,
 )
@@ -110,7 +111,7 @@ def _tail_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: s
     panel.set_ylim(max(RAREST / 2, 0.5 / largest), 1.2)
     ticks = {1: "all", 0.1: "1 in 10", 0.01: "1 in 100", 0.001: "1 in 1,000", RAREST: "1 in 10,000"}
     shown = [share for share in ticks if share >= panel.get_ylim()[0]]
-    panel.set_yticks(shown, [ticks[share] for share in shown])
+    ticks_at(panel.yaxis, shown, [ticks[share] for share in shown])
     panel.yaxis.set_minor_locator(no_ticks())
 
 

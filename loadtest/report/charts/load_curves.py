@@ -185,7 +185,8 @@ def _percentile_line(
     for is_hollow in (False, True):
         spots = [(x, y) for x, y in zip(places, values, strict=True) if (x in hollow) == is_hollow]
         fill = {"markerfacecolor": PAPER} if is_hollow else {}
-        panel.plot([x for x, _ in spots], [y for _, y in spots], linestyle="none", **marker, **fill)
+        if spots:
+            panel.plot([x for x, _ in spots], [y for _, y in spots], linestyle="none", **marker, **fill)
     panel.plot([], [], PERCENTILE_LINES[name], linewidth=1.8, label=name if named else None, **marker)
     return values
 

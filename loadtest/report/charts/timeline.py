@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loadtest.metrics import RunDetail, Span, Summary, Timeline
-from loadtest.report.charts.style import Drawing, drawing_of, head, new_figure, plain, style, what_ran
+from loadtest.report.charts.style import Drawing, drawing_of, head, new_figure, plain, style, ticks_at, what_ran
 from loadtest.report.theme import BAD, BLUE, FAINT, GREEN, ORANGE, VERMILION
 from loadtest.results import Floats
 
@@ -90,7 +90,7 @@ class _TimeAxis:
         places = self.place(self._edges)
         panel.set_xlim(places[0], places[-1])
         if self._is_even:
-            panel.set_xticks(places, [f"{edge:,.3g}" for edge in self._edges])
+            ticks_at(panel.xaxis, places.tolist(), [f"{edge:,.3g}" for edge in self._edges])
 
 
 def _clock(summary: Summary) -> str:

@@ -31,7 +31,7 @@ def test_a_chart_has_the_pixels_of_matplotlibs_own_file() -> None:
     figure.legend()
     ours = drawing_of(figure).png
     own = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(own)
+    FigureCanvasAgg(figure).print_png(own)  # with the ticks that are drawn for both
     with Image.open(io.BytesIO(ours)) as image, Image.open(own) as expected:
         assert image.size == (round(14.0 * PNG_DPI), round(5.4 * PNG_DPI))
         assert np.array_equal(np.asarray(image), np.asarray(expected.convert("RGB")))
