@@ -83,7 +83,8 @@ def ecdf(values: Floats) -> Ecdf | None:
     """
     if not len(values):
         return None
-    return Ecdf(np.quantile(values, _SHARES), _SHARES, len(values))
+    # Sorted first: to find 259 places in unsorted values takes numpy twice as long.
+    return Ecdf(np.quantile(np.sort(values), _SHARES), _SHARES, len(values))
 
 
 def _level(found: Counted) -> LevelDetail:
