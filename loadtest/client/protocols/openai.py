@@ -128,8 +128,10 @@ class OpenAiChat(OpenAi):
         return choice["delta"].get("content") or ""
 
     def texts_in(self, choice: dict[str, Any]) -> dict[str, Any]:
-        """Return content and reasoning, under whichever name."""
-        return {name: text for name, text in choice["delta"].items() if name in _TEXTS}
+        """Return content and reasoning; of its two names, the one that counts."""
+        delta = choice["delta"]
+        uncounted = "reasoning" if "reasoning_content" in delta else ""
+        return {name: text for name, text in delta.items() if name in _TEXTS and name != uncounted}
 
     def text_of(self, choice: dict[str, Any]) -> int:
         """Return the number of characters of content, reasoning (under either name) and tool calls."""

@@ -8,7 +8,7 @@ from array import array
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
@@ -410,6 +410,13 @@ _EVENTS = st.builds(
 )
 
 
+# The name that does not count has as many characters as all that counts.
+BOTH_NAMES = [
+    {"choices": [{"delta": {"reasoning_content": "four", "reasoning": text, "content": "3rd"}}]}
+    for text in ("seven..", "1")
+]
+
+
 @given(
     st.lists(_EVENTS, max_size=12),
     st.sampled_from(["openai-chat", "openai-completions"]),
@@ -417,6 +424,7 @@ _EVENTS = st.builds(
     st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :\t")]),
     st.booleans(),
 )
+@example(BOTH_NAMES, "openai-chat", True, (",", ":"), False)
 def test_events_that_are_not_parsed_count_as_if_they_were(
     events: list[dict[str, Any]], name: ProtocolName, ascii_only: bool, between: tuple[str, str], kept: bool
 ) -> None:
