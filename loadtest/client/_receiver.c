@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -25,7 +26,7 @@
 #endif
 
 enum { RECEIVE_BYTES = 65536, BLOCK_BYTES = 65536 };
-enum { LOUD, CHUNKS, FRAMES }; /* Quiet of receiver.py */
+enum { LOUD, CHUNKS, FRAMES, STREAM }; /* Quiet of receiver.py */
 enum { FRAME_HEAD_BYTES = 9, DATA = 0, END_STREAM = 1 };
 
 typedef struct {
@@ -94,6 +95,25 @@ static double delay_of(struct msghdr *message, double real_s)
     return INFINITY; /* UNSTAMPED */
 }
 
+static bool contains(const char *data, ssize_t size, const char *text)
+{
+    ssize_t length = (ssize_t)strlen(text);
+    for (ssize_t place = 0; place + length <= size; place++)
+        if (!strncasecmp(data + place, text, (size_t)length)) return true;
+    return false;
+}
+
+/* As begins_stream of receiver.py. */
+static bool begins_stream(const char *data, ssize_t size)
+{
+    static const char status[] = "HTTP/1.1 200 ";
+    const char *end = data;
+    while (end + 4 <= data + size && memcmp(end, "\r\n\r\n", 4)) end++;
+    if (end + 4 > data + size || size < (ssize_t)sizeof status || memcmp(data, status, sizeof status - 1)) return false;
+    return contains(data, end - data, "\r\ntransfer-encoding: chunked") &&
+           contains(data, end - data, "\r\ncontent-type: text/event-stream") && !contains(end, data + size - end, "\"error\"");
+}
+
 static bool may_wait(int quiet, const unsigned char *data, ssize_t size)
 {
     if (quiet == CHUNKS) return size >= 4 && memcmp(data + size - 4, "\r\n\r\n", 4);
@@ -137,7 +157,8 @@ static bool receive(Receiver *self)
     clock_gettime(CLOCK_REALTIME, &real);
     self->read_s = seconds_of(&now);
     if (!size) self->closed = true;
-    else if (!keep(&self->store, received, size, self->read_s, delay_of(&message, seconds_of(&real)))) self->error = ENOMEM;
+    else if (self->quiet == STREAM && begins_stream(received, size)) self->quiet = CHUNKS;
+    if (size && !keep(&self->store, received, size, self->read_s, delay_of(&message, seconds_of(&real)))) self->error = ENOMEM;
     return !size || self->error || self->store.size > BLOCK_BYTES ||
            !may_wait(self->quiet, (unsigned char *)received, size);
 }

@@ -14,7 +14,9 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gevent
@@ -60,6 +62,8 @@ class ServerConnections:
     receiver: type[PythonReceiver] = Receiver
     readings: Readings = field(default_factory=Readings)
     _addresses: list[Any] = field(default_factory=list)
+    _streams: set[bytes] = field(default_factory=set)
+    _head: bytes = b""
     _context: ssl.SSLContext | None = None
     _thread: Any = None
     _watcher: Any = None
@@ -126,8 +130,10 @@ class ServerConnections:
         protocol, endpoint = self.protocol, self.endpoint
         if protocol.grpc:
             return GrpcSession(call_headers(protocol.path, endpoint.authority, tls=endpoint.tls), self.arrivals_s)
-        headers = {"Content-Type": "application/json", "Accept": EVENT_STREAM, **protocol.headers()}
-        return HttpSession(request_head(f"POST {protocol.path}", endpoint.authority, headers), self.arrivals_s)
+        if not self._head:
+            headers = {"Content-Type": "application/json", "Accept": EVENT_STREAM, **protocol.headers()}
+            self._head = request_head(f"POST {protocol.path}", endpoint.authority, headers)
+        return HttpSession(self._head, self.arrivals_s, self._streams)
 
 
 class Connection:
@@ -138,31 +144,38 @@ class Connection:
         self._socket: _Socket | None = None
         self._session: HttpSession | GrpcSession | None = None
 
-    def ask(self, spec: RequestSpec, reply: Reply) -> None:
+    def ask(self, spec: RequestSpec, reply: Reply, *, may_wait: bool = False) -> None:
         """Send a request and wait for the end of its reply; an error is stored in `answer.failure`.
 
         If the calling greenlet is killed meanwhile, `content` contains what had arrived.
+
+        Args:
+            may_wait: Whether a reply that has ended may be left unread for the caller; see `Reply.rest`.
         """
         connections = self._connections
-        payload = connections.protocol.body(spec)
+        protocol = connections.protocol
+        payload = protocol.body(spec)
         reply.sent_s = connections.now_s()
         try:
             sock, session = self._open(reply.sent_s)
-            protocol = connections.protocol
             request = session.begin(
                 payload, lambda messages, times_s: read_messages(protocol, messages, times_s, reply), reply.sent_s
             )
-            sock.exchange(request, reply.sent_s)
-            connections.protocol.settle(reply)
+            take = sock.exchange(request, reply.sent_s, protocol.last_event if may_wait else b"")
+            if take is not None:
+                self._session = sock.session
+                reply.rest = partial(_read_rest, protocol, session, take, spec, reply)
+                return
+            protocol.settle(reply)
             reply.whole = True
         except (OSError, ProtocolError) as failure:
-            reply.failure = failure
-            text = without_prompt(_failure_text(failure), spec.prompt.text)
-            reply.reason = connections.protocol.without_secrets(text)
+            _note_failure(protocol, failure, spec, reply)
         finally:
-            reply.done_s = self._session.arrived_s if reply.whole and self._session is not None else connections.now_s()
-            if not reply.whole or self._session is None or not self._session.reusable:
-                self.close()
+            if reply.rest is None:
+                own = self._session
+                reply.done_s = own.arrived_s if reply.whole and own is not None else connections.now_s()
+                if not reply.whole or own is None or not own.reusable:
+                    self.close()
 
     def _open(self, now_s: float) -> tuple[_Socket, HttpSession | GrpcSession]:
         if self._socket is None or self._session is None or not self._socket.is_open or not self._session.reusable:
@@ -179,6 +192,26 @@ class Connection:
         self._socket = self._session = None
 
 
+def _read_rest(
+    protocol: Protocol, session: HttpSession | GrpcSession, take: Callable[[], bool], spec: RequestSpec, reply: Reply
+) -> None:
+    """Read the end of a reply: the reply is then as if it had been read as it came."""
+    reply.rest = None
+    try:
+        if not take():
+            raise ProtocolError("bytes like the end of a reply within it")
+        protocol.settle(reply)
+        reply.whole = True
+    except ProtocolError as failure:
+        _note_failure(protocol, failure, spec, reply)
+    reply.done_s = session.arrived_s
+
+
+def _note_failure(protocol: Protocol, failure: OSError | ProtocolError, spec: RequestSpec, reply: Reply) -> None:
+    reply.failure = failure
+    reply.reason = protocol.without_secrets(without_prompt(_failure_text(failure), spec.prompt.text))
+
+
 def _failure_text(failure: OSError | ProtocolError) -> str:
     """Return a failure as text for a record."""
     if isinstance(failure, OSError) and not isinstance(failure, TimeoutError | UnreachableError):
@@ -191,7 +224,7 @@ class _Socket:
 
     def __init__(self, connections: ServerConnections, session: HttpSession | GrpcSession) -> None:
         self._connections = connections
-        self._session = session
+        self.session = session
         self._socket: Any = None
         self._reader: Any = None
         self._receiver: PythonReceiver | None = None
@@ -201,7 +234,11 @@ class _Socket:
         self._woken = Event()
         self._failure: Exception | None = None
         self._waits = False
+        self._last_event = b""
+        self._unread: Callable[[], bool] | None = None
         self._sent_s = 0.0  # on the monotonic clock
+        self._ends_s = 0.0
+        self._timer: Any = None  # runs while a request waits, and on after it: the next one's limits are no earlier
 
     @property
     def is_open(self) -> bool:
@@ -265,8 +302,11 @@ class _Socket:
             watcher.stop()
             watcher.close()
 
-    def exchange(self, request: bytes, sent_s: float) -> None:
-        """Send a request and wait for the end of its reply.
+    def exchange(self, request: bytes, sent_s: float, last_event: bytes = b"") -> Callable[[], bool] | None:
+        """Send a request and wait for the end of its reply; return what lets the session, then replaced, take it.
+
+        Args:
+            last_event: A reply known to end with it is not taken yet; empty: every reply is, and None returned.
 
         Raises:
             TimeoutError: The reply fell silent, or did not end in time.
@@ -274,45 +314,74 @@ class _Socket:
         """
         self._woken.clear()
         self._failure, self._waits = None, True
-        self._sent_s = time.monotonic()
+        self._last_event, self._unread = last_event, None
+        self._sent_s, self._ends_s = time.monotonic(), sent_s + self._connections.reply_s
+        self._listen()
         try:
             self._send(request)
-            self._await_end(sent_s + self._connections.reply_s)
+            if self._timer is None:
+                self._set_timer()
+            self._woken.wait()
+            if self._failure is not None:
+                raise self._failure
         except BaseException:
             with contextlib.suppress(ProtocolError):
-                self._settle()  # what arrived before the error
+                (self._unread or self._settle)()  # what arrived before the error
             raise
+        return self._unread
 
-    def _await_end(self, ends_s: float) -> None:
-        connections = self._connections
-        while not self._woken.wait(max(self._gives_up_s(ends_s) - connections.now_s(), 0.001)):
-            now_s = connections.now_s()
-            if now_s >= self._gives_up_s(ends_s):
-                self._settle()  # may contain the reason
-                if now_s >= ends_s:
-                    raise TimeoutError(f"no end of the reply within {connections.reply_s:g} s")
-                raise TimeoutError(f"nothing for {connections.silence_s:g} s")
-        if self._failure is not None:
-            raise self._failure
+    def _set_timer(self) -> None:
+        left_s = self._gives_up_s() - self._connections.now_s()
+        self._timer = gevent.get_hub().loop.timer(max(left_s, 0.001))
+        self._timer.start(self._on_time)
 
-    def _gives_up_s(self, ends_s: float) -> float:
-        """Return when to give up if no more bytes come; at the latest at `ends_s`."""
+    def _on_time(self) -> None:
+        """Give up the request that waits now if it has waited long enough."""
+        self._stop_timer()
+        if not self._waits:
+            return
+        now_s = self._connections.now_s()
+        if now_s < self._gives_up_s():
+            self._set_timer()
+            return
+        try:
+            self._settle()  # may contain the reason
+        except ProtocolError as failure:
+            self._end(failure)
+            return
+        connections, is_late = self._connections, now_s >= self._ends_s
+        never = f"no end of the reply within {connections.reply_s:g} s"
+        self._end(TimeoutError(never if is_late else f"nothing for {connections.silence_s:g} s"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _gives_up_s(self) -> float:
+        """Return when to give up if no more bytes come; at the latest at the request's own limit."""
         read_s = 0.0 if self._receiver is None else self._receiver.read_s
-        return min(max(read_s, self._sent_s) - self._connections.began_s + self._connections.silence_s, ends_s)
+        return min(max(read_s, self._sent_s) - self._connections.began_s + self._connections.silence_s, self._ends_s)
 
     def _look(self) -> None:
         """Let the session take what was received; runs in the loop."""
-        receiver, session = self._receiver, self._session
+        receiver, session = self._receiver, self.session
         if receiver is None:
             return
         try:
             self._take(receiver)
-            receiver.quiet = session.quiet if self._tls is None else Quiet.NONE  # TLS records are no chunks or frames
+            self._listen()
             if session.outgoing:
                 outgoing, session.outgoing = session.outgoing, b""
                 self._send(outgoing)
         except (OSError, ProtocolError) as failure:
             self._end(failure)
+
+    def _listen(self) -> None:
+        """Let the receiver keep what the session need not take at once; TLS records are no chunks or frames."""
+        if self._receiver is not None:
+            self._receiver.quiet = self.session.quiet if self._tls is None else Quiet.NONE
 
     def _take(self, receiver: PythonReceiver) -> None:
         """Take what was received, and the end of the connection."""
@@ -324,18 +393,23 @@ class _Socket:
             plain = self._decrypted(pieces.data, self._tls)
             is_closed = is_closed or plain == b""
             pieces = Pieces.of(plain or b"", pieces.read_s[-1], pieces.delays_s[-1])
-        if pieces.data and self._session.take(pieces) and self._waits:
+        session = self.session
+        may_wait = self._waits and self._last_event and not is_closed
+        if may_wait and session.is_whole_with(pieces.data, self._last_event):
+            self._unread, self.session = partial(session.take, pieces), self._connections.session()
+            self._end(None)
+        elif pieces.data and session.take(pieces) and self._waits:
             self._end(None)
         elif is_closed:
-            self._session.close()
+            session.close()
             self._end(None)
             self.close()
 
     def _settle(self) -> None:
         """Parse what was received of an unfinished reply."""
         if self._receiver is not None:
-            self._session.take(Pieces(*self._receiver.drain()))
-        self._session.settle()
+            self.session.take(Pieces(*self._receiver.drain()))
+        self.session.settle()
 
     def _decrypted(self, data: bytes, tls: TlsStream) -> bytes | None:
         plain = tls.read(data)
@@ -381,6 +455,7 @@ class _Socket:
 
     def close(self) -> None:
         """Close the socket in any state."""
+        self._stop_timer()
         for watcher in (self._reader, self._writer):
             if watcher is not None:
                 watcher.stop()

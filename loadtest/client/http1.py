@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import httptools
 
-from loadtest.client.receiver import Pieces, Quiet, compiled
+from loadtest.client.receiver import EMPTY_LINE, Pieces, Quiet, begins_stream, compiled
 
 HEAD_LIMIT_BYTES = 65_536
 REPLY_LIMIT_BYTES = 1 << 26
@@ -25,8 +25,11 @@ HTTP_OK = 200
 HTTP_REJECTED = (429, 503)
 HTTP_BODILESS = (204, 304)
 EVENT_STREAM = "text/event-stream"
+DATE = re.compile(rb"\r\ndate:[^\r]*", re.IGNORECASE)
+MAX_HEADS = 16  # of a server's streams: one that gives each reply a head of its own has none in common
 CHUNK_HEAD = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
 AFTER_LINE = b"\n\r\n"  # of an event and its chunk
+LAST_CHUNK = b"\r\n0\r\n\r\n"  # and the end of the one before it
 QUEUE_FULL = ("Maximum queue size", "Exceeds maximum queue size")
 
 Sink: TypeAlias = Callable[[Sequence[bytes], Sequence[float]], None]
@@ -109,6 +112,11 @@ class Session:
         if messages:
             self._sink(messages, times_s)
 
+    def is_whole_with(self, data: bytes, last_event: bytes) -> bool:
+        """Return whether a reply is known to end with these bytes, of which the last are an event and no other's."""
+        del data, last_event
+        return False
+
     def _take_events(self, pieces: Pieces, arrivals_s: Sequence[float]) -> int:
         """Take the messages that need no parser; return how many bytes from the beginning they are."""
         del pieces, arrivals_s
@@ -141,6 +149,7 @@ class HttpSession(Session):
     Args:
         head: As returned by `request_head`; the same for every request.
         dating: As of `Session`.
+        streams: Heads of replies that were streams after which the connection could be used again; without their dates.
 
     Attributes:
         reusable: Whether the connection can carry another request after this reply.
@@ -148,9 +157,10 @@ class HttpSession(Session):
         is_between_chunks: Whether the parser waits for a chunk's head.
     """
 
-    def __init__(self, head: bytes, dating: Dating = read_on_arrival) -> None:
+    def __init__(self, head: bytes, dating: Dating = read_on_arrival, streams: set[bytes] | None = None) -> None:
         super().__init__(dating)
         self._head = head
+        self._streams = set() if streams is None else streams
         self.outgoing = b""
         self._status = 0
         self._chunked = self._until_close = False
@@ -162,7 +172,7 @@ class HttpSession(Session):
         self._clear(sink, sent_s)
         self._status = 0
         self.ended, self.reusable, self.is_between_chunks = False, True, False
-        self._line = b""
+        self._line = self._first = b""
         self._headers: dict[str, str] = {}
         self._chunked = self._is_stream = self._until_close = False
         self._type = ""
@@ -180,18 +190,31 @@ class HttpSession(Session):
             if pieces.data:  # without a request
                 self.reusable = False
             return True
+        self._first = self._first or pieces.data
         self._parse(pieces, self._feed)
         if not self._status and self._reply_bytes > HEAD_LIMIT_BYTES:
             raise ProtocolError(f"HTTP headers of more than {HEAD_LIMIT_BYTES} bytes")
         return self.ended
+
+    def is_whole_with(self, data: bytes, last_event: bytes) -> bool:
+        """Return whether a reply is known to end with these bytes, which can wait to be taken."""
+        if not self._first:
+            is_known = _head_of(data) in self._streams
+        else:
+            is_known = self.is_between_chunks and self._is_stream and not self._line
+        return is_known and data.endswith(LAST_CHUNK) and data.endswith(last_event, 0, -len(LAST_CHUNK))
 
     def settle(self) -> None:
         """Do nothing: all that was taken is parsed."""
 
     @property
     def quiet(self) -> Quiet:
-        """All before the last chunk, once the reply is known to have chunks."""
-        return Quiet.CHUNKS if self._chunked and not self.ended else Quiet.NONE
+        """All before the last chunk, once the reply is known to have chunks; it is expected to where others had."""
+        if self.ended:
+            return Quiet.NONE
+        if not self._first:
+            return Quiet.STREAM if self._streams else Quiet.NONE
+        return Quiet.CHUNKS if self._chunked else Quiet.NONE
 
     def close(self) -> None:
         """Handle the end of the connection.
@@ -302,6 +325,9 @@ class HttpSession(Session):
             return
         self.ended = True
         if self._is_stream:
+            is_usual = self._chunked and self.reusable and begins_stream(self._first)
+            if is_usual and len(self._streams) < MAX_HEADS:
+                self._streams.add(_head_of(self._first))
             self._pieces_of_body.append(b"\n")  # ends the last line
         self._take_body()
         if not self._is_stream:
@@ -344,6 +370,11 @@ class _Callbacks:
     def on_message_complete(self) -> None:
         if not self._session.ended:
             self._session.end()
+
+
+def _head_of(data: bytes) -> bytes:
+    """Return the head that a piece begins with, up to its empty line and without its date."""
+    return DATE.sub(b"", data.partition(EMPTY_LINE)[0])
 
 
 def _event_chunks(data: bytes) -> tuple[list[bytes], list[int]]:

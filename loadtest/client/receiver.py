@@ -50,11 +50,13 @@ class Quiet(IntEnum):
         NONE: Every piece is to be looked at.
         CHUNKS: Those that do not end a reply in HTTP's chunks, which ends with an empty line.
         FRAMES: Those of whole HTTP/2 frames of data that do not end their stream.
+        STREAM: None before one that begins as a stream in chunks does; from it on, as `CHUNKS`.
     """
 
     NONE = 0
     CHUNKS = 1
     FRAMES = 2
+    STREAM = 3
 
 
 class PieceStore:
@@ -118,6 +120,8 @@ class PythonReceiver:
             self._wake()
             return
         self.read_s = time.monotonic()
+        if self.quiet == Quiet.STREAM and begins_stream(data):
+            self.quiet = Quiet.CHUNKS
         if data:
             self._store.add(data, self.read_s, _delay_s(ancillary, time.time()))
         else:
@@ -128,6 +132,16 @@ class PythonReceiver:
     def drain(self) -> tuple[bytes, Sequence[int], Sequence[float], Sequence[float]]:
         """Return the fields of the `Pieces` kept, and keep them no longer."""
         return self._store.drain()
+
+
+def begins_stream(data: bytes) -> bool:
+    """Return whether a piece begins with the whole head of a stream of events in chunks; not if an error follows."""
+    head, is_whole, rest = data.partition(EMPTY_LINE)
+    if not is_whole or not head.startswith(b"HTTP/1.1 200 "):
+        return False
+    fields = head.lower()
+    is_stream = b"\r\ntransfer-encoding: chunked" in fields and b"\r\ncontent-type: text/event-stream" in fields
+    return is_stream and b'"error"' not in rest.lower()
 
 
 def _may_wait(quiet: Quiet, data: bytes) -> bool:

@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from loadtest.client.protocols.base import Reply, RequestSpec
 from loadtest.generator.journal import FLUSH_S, Journal
 from loadtest.generator.plan import GeneratorPlan
 from loadtest.generator.progress import LiveStats
-from loadtest.results import Outcome, RequestRecord
+from loadtest.results import RequestRecord
 from loadtest.traffic import (
     ClosedLoop,
     ConversationSampler,
@@ -34,7 +35,7 @@ from loadtest.traffic import (
 
 PROBE_S = 0.25  # interval of checks for a server that went away
 TICK_S = 0.02  # interval of the generator's timer check
-RECORDED_AT_ONCE = 32  # ended requests: one after another, each takes less time than between requests
+RECORDED_AT_ONCE = 8  # ended requests: together they take less time than apart, and delay what is due meanwhile
 
 
 class SenderState:
@@ -82,7 +83,7 @@ class SenderState:
         )
         self._away: tuple[float, str] | None = None
         self._away_s = self._asked_s = 0.0
-        self._ended: list[dict[str, Any]] = []  # fields of records to be written
+        self._ended: list[Callable[[], dict[str, Any]]] = []  # return the fields of records to be written
         self._recorded_s = 0.0
 
     def now_s(self) -> float:
@@ -119,8 +120,8 @@ class SenderState:
             prompt_fields = {"text": prompt.text} if prompt.text else {"ids": prompt.ids}
             self.journal.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **prompt_fields}))
 
-    def note_end(self, **fields: Any) -> None:
-        """Record the end of a request, given its record's fields: at once if the last record was long ago."""
+    def note_end(self, fields: Callable[[], dict[str, Any]]) -> None:
+        """Record the end of a request, given what returns its record's fields: soon, with those of other requests."""
         self._ended.append(fields)
         if len(self._ended) >= RECORDED_AT_ONCE or time.monotonic() - self._recorded_s > FLUSH_S:
             self.flush()
@@ -129,7 +130,8 @@ class SenderState:
         """Write the records of all requests that have ended."""
         ended, self._ended = self._ended, []
         self._recorded_s = time.monotonic()
-        for fields in ended:
+        for fields_of in ended:
+            fields = fields_of()
             times_s = tuple([int(time_s * 1e6 + 0.5) / 1e6 for time_s in fields.pop("times_s")])
             record = RequestRecord(**fields, token_times_s=times_s, output_tokens=len(times_s), worker=self.worker)
             self.journal.note_end(record)
@@ -195,39 +197,47 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
     prompt = shared.maker.prompt(turn.state)
     spec = RequestSpec(f"r{turn.id}", prompt, turn.asked_tokens, turn.exact, shared.maker.end_id)
     reply = Reply(content=[] if shared.maker.wants_reply(turn.state) else None)
-    outcome: Outcome = "cancelled"
     shared.note_sent(turn, prompt, scheduled_s)
     try:
-        connection.ask(spec, reply)
+        connection.ask(spec, reply, may_wait=turn.state.kind.conversation is None)
         shared.note_reach(reply.failure)
     finally:
-        outcome, error = reply.outcome(spec)
-        if outcome == "cancelled" and shared.is_out_of_time:  # the server did not answer in time
-            outcome, error = "timeout", "in flight at the level's time limit"
-        prompt_tokens, cached_tokens = reply.prompt_tokens or prompt.tokens, reply.cached_tokens
-        if cached_tokens is not None:  # a reused KV block counts whole, even if part of it was computed
-            cached_tokens = min(cached_tokens, prompt_tokens)
-        shared.note_end(
-            id=turn.id,
-            level=shared.level,
-            phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
-            scheduled_s=scheduled_s,
-            sent_s=round(reply.sent_s, 6),
-            times_s=reply.times_s,
-            done_s=round(reply.done_s, 6),
-            prompt_tokens=prompt_tokens,
-            outcome=outcome,
-            error=error,
-            asked_tokens=turn.output_tokens if turn.exact else None,
-            bundled_tokens=reply.bundled_tokens,
-            queue_s=reply.queue_s,
-            cached_tokens=cached_tokens,
-            class_name=turn.class_name,
-            conversation=turn.conversation,
-            turn=turn.place,
-            finish_reason=reply.finish_reason,
-        )
-    if outcome != "ok":
+        shared.note_end(partial(_fields_of, shared, turn, spec, reply, scheduled_s))
+    if reply.rest is not None:  # whole; what follows does not depend on its tokens
+        return spec.output_tokens
+    if reply.outcome(spec)[0] != "ok":
         return None
     shared.maker.keep(turn.state, len(reply.times_s), reply.content)
     return len(reply.times_s)
+
+
+def _fields_of(shared: SenderState, turn: Turn, spec: RequestSpec, reply: Reply, scheduled_s: float) -> dict[str, Any]:
+    """Return the fields of an ended request's record, but for its tokens: `times_s` has when each arrived."""
+    if reply.rest is not None:
+        reply.rest()
+    outcome, error = reply.outcome(spec)
+    if outcome == "cancelled" and shared.is_out_of_time:  # the server did not answer in time
+        outcome, error = "timeout", "in flight at the level's time limit"
+    prompt_tokens, cached_tokens = reply.prompt_tokens or spec.prompt.tokens, reply.cached_tokens
+    if cached_tokens is not None:  # a reused KV block counts whole, even if part of it was computed
+        cached_tokens = min(cached_tokens, prompt_tokens)
+    return {
+        "id": turn.id,
+        "level": shared.level,
+        "phase": "fill" if shared.suffices and outcome == "cancelled" else turn.phase,
+        "scheduled_s": scheduled_s,
+        "sent_s": round(reply.sent_s, 6),
+        "times_s": reply.times_s,
+        "done_s": round(reply.done_s, 6),
+        "prompt_tokens": prompt_tokens,
+        "outcome": outcome,
+        "error": error,
+        "asked_tokens": turn.output_tokens if turn.exact else None,
+        "bundled_tokens": reply.bundled_tokens,
+        "queue_s": reply.queue_s,
+        "cached_tokens": cached_tokens,
+        "class_name": turn.class_name,
+        "conversation": turn.conversation,
+        "turn": turn.place,
+        "finish_reason": reply.finish_reason,
+    }

@@ -143,27 +143,40 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(
-    ("protocol", "receiver"), [*((each, Receiver) for each in DIALECTS), ("openai-chat", PythonReceiver)]
+    ("protocol", "receiver", "may_wait"),
+    [
+        *((each, Receiver, False) for each in DIALECTS),
+        *(("openai-chat", each, True) for each in (Receiver, PythonReceiver)),
+    ],
 )
 @pytest.mark.parametrize(("fault", "outcome", "text", "tokens"), FAULTS)
 def test_every_fault_has_its_outcome(
     start: Start,
     protocol: ProtocolName,
     receiver: type[PythonReceiver],
+    may_wait: bool,
     fault: str,
     outcome: str,
     text: str | None,
     tokens: int | None,
 ) -> None:
-    """However a reply fails, it ends in time, says how, and keeps the tokens that came; the next request is served."""
+    """However a reply fails, it ends in time, says how, and keeps the tokens that came; the next request is served.
+
+    So also where whole replies came before, and this one is expected to be another.
+    """
     server = start(first_ms=5, gap_ms=2)
     limits = {
         "silence_s": 0.5,
         "reply_s": 1.0 if text == NO_END else 10.0,
     }  # a busy machine may take half a second to begin
-    connection = Connection(door_to(server.port, protocol, fault, receiver=receiver, **limits))
+    door = door_to(server.port, protocol, fault, receiver=receiver, **limits)
+    connection, faulty = Connection(door), door.protocol
+    if may_wait:
+        door.protocol = protocol_for(door.endpoint, "timetable", environment={})
+        assert ask(connection)[0].whole
+        door.protocol = faulty
     for _ in range(2):
-        answer, asked = ask(connection)
+        answer, asked = ask(connection, may_wait=may_wait)
         said, reason = answer.outcome(asked)
         assert said == outcome, reason
         assert text is None or (reason is not None and text in reason)
@@ -225,6 +238,26 @@ def test_a_server_may_die_and_return(start: Start, protocol: ProtocolName) -> No
     assert isinstance(answer.failure, UnreachableError)
     start(first_ms=5, gap_ms=2, port=server.port)
     assert ask(connection)[0].whole
+
+
+@pytest.mark.parametrize("receiver", [Receiver, PythonReceiver])
+def test_a_reply_that_waits_is_the_same_once_it_is_read(start: Start, receiver: type[PythonReceiver]) -> None:
+    """From the second on, whole replies are left unread; each has its tokens, count and times, on one connection."""
+    door = door_to(start(first_ms=5, gap_ms=2).port, "openai-chat", receiver=receiver)
+    connection, waited = Connection(door), []
+    for _ in range(4):
+        answer, asked = Reply(), RequestSpec("r0", Prompt(tokens=1, text="hello"), 16)
+        connection.ask(asked, answer, may_wait=True)
+        waited.append(answer.rest is not None)
+        if answer.rest is not None:
+            assert (answer.whole, len(answer.times_s)) == (False, 0)
+            answer.rest()
+        assert answer.outcome(asked) == ("ok", None)
+        assert (answer.stated_tokens, answer.rest) == (16, None)
+        assert answer.sent_s < answer.times_s[0] < answer.times_s[-1] <= answer.done_s <= door.now_s()
+    assert waited[-3:] == [True] * 3
+    assert not ask(Connection(door_to(door.endpoint.port, "triton-http")), may_wait=True)[0].failure
+    connection.close()
 
 
 @pytest.mark.quiet

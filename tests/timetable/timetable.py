@@ -39,8 +39,10 @@ def door_to(port: int, protocol: ProtocolName, model: str = "timetable", **more:
     return ServerConnections(endpoint, protocol_for(endpoint, model, environment={}), began_s=began_s, **limits)
 
 
-def ask(connection: Connection, tokens: int = 16) -> tuple[Reply, RequestSpec]:
-    """Send one request of a connection and wait for its answer."""
+def ask(connection: Connection, tokens: int = 16, *, may_wait: bool = False) -> tuple[Reply, RequestSpec]:
+    """Send one request of a connection and wait for its answer; read it later if it may wait and does."""
     answer, asked = Reply(), RequestSpec("r0", Prompt(tokens=1, text="hello"), tokens)
-    connection.ask(asked, answer)
+    connection.ask(asked, answer, may_wait=may_wait)
+    if answer.rest is not None:
+        answer.rest()
     return answer, asked

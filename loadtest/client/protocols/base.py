@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -71,6 +71,7 @@ class Reply:
         failure: The error; None while the reply is in progress, and for a complete one.
         reason: The error as text that may be recorded: without key and prompt.
         whole: The reply ended as the protocol specifies.
+        rest: Reads what has arrived and was not read yet; None: all was read. Until then, outcome and end are unknown.
     """
 
     sent_s: float = 0.0
@@ -88,6 +89,7 @@ class Reply:
     failure: Exception | None = None
     reason: str | None = None
     whole: bool = False
+    rest: Callable[[], None] | None = None
 
     def add(self, arrived_s: float, tokens: int = 1) -> None:
         """Record the tokens of one message.
@@ -168,9 +170,11 @@ class Protocol(ABC):
         grpc: Whether messages are gRPC's; if not, server-sent events over HTTP.
         path: Path of requests.
         model: Requested model.
+        last_event: With which every whole reply ends, and no other; empty if there is none.
     """
 
     grpc: ClassVar[bool] = False
+    last_event: ClassVar[bytes] = b""
     path: str
     model: str
 

@@ -34,6 +34,7 @@ class OpenAi(Protocol):
         self._extra = extra
 
     name: str
+    last_event = b"data: [DONE]\n\n"
 
     @abstractmethod
     def prompt(self, spec: RequestSpec) -> dict[str, Any]:

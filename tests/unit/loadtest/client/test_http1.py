@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loadtest.client import http1
 from loadtest.client.http1 import CutError, HttpSession, ProtocolError, error_text, request_head
-from loadtest.client.receiver import UNSTAMPED, Pieces
+from loadtest.client.receiver import UNSTAMPED, Pieces, Quiet
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -100,6 +100,50 @@ def test_the_connection_carries_one_request_after_another() -> None:
     heard.session.begin(b"{}", heard.take)
     assert heard.feed(REPLY, piece=7)
     assert heard.messages == MESSAGES * 2
+
+
+DATED = HEAD.replace(b"\r\n\r\n", b"\r\ndate: %b\r\n\r\n")
+DONE = b"data: [DONE]\n\n"
+WHOLE = _chunk(b"data: one\n\n") + _chunk(DONE) + b"0\r\n\r\n"
+
+
+def _after(reply: bytes, began: bytes = b"") -> HttpSession:
+    """Return another session after one reply, which has taken the beginning of the next."""
+    streams: set[bytes] = set()
+    first, session = HttpSession(b"", streams=streams), HttpSession(b"", streams=streams)
+    first.begin(b"{}", lambda _messages, _times_s: None)
+    first.take(Pieces.of(reply, 0.0))
+    session.begin(b"{}", lambda _messages, _times_s: None)
+    if began:
+        session.take(Pieces.of(began, 1.0))
+    return session
+
+
+def test_a_whole_reply_with_a_known_head_can_wait() -> None:
+    """The date may be another; a head that is new, or of a connection that closes, makes the reply be read at once."""
+    known = _after(DATED % b"today" + WHOLE)
+    assert known.quiet is Quiet.STREAM
+    assert known.is_whole_with(DATED % b"tomorrow" + WHOLE, DONE)
+    closing = HEAD.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+    for reply in (
+        HEAD.replace(b"OK", b"Fine") + WHOLE,
+        closing + WHOLE,
+        DATED % b"now" + WHOLE[:-1],
+        DATED % b"now" + _chunk(DONE) + WHOLE[:13],
+    ):
+        assert not known.is_whole_with(reply, DONE)
+    assert not known.is_whole_with(DATED % b"now" + _chunk(b"data: one\n\n") + b"0\r\n\r\n", DONE)
+    continued = b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD + WHOLE
+    for first in (closing + WHOLE, continued, b""):
+        assert _after(first).quiet is Quiet.NONE
+        assert not _after(first).is_whole_with(first or HEAD + WHOLE, DONE)
+
+
+def test_the_rest_of_a_reply_can_wait_between_chunks_alone() -> None:
+    """What is left begins with a chunk's head, or its end is no end."""
+    assert _after(b"", HEAD + _chunk(b"data: one\n\n")).is_whole_with(WHOLE, DONE)
+    assert not _after(b"", HEAD + b"100\r\ndata: one\n\n").is_whole_with(WHOLE, DONE)
+    assert not _after(b"", HEAD + _chunk(b"data: half")).is_whole_with(WHOLE, DONE)
 
 
 def test_a_connection_closed_early_is_a_cut() -> None:

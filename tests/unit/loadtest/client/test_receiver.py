@@ -198,9 +198,34 @@ def test_the_kernels_time_is_told_as_a_delay(
     ends.close()
 
 
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+STREAMS = (
+    *(
+        STREAM_HEAD,
+        STREAM_HEAD + b"5\r\nhello\r\n",
+        STREAM_HEAD.upper() + b"5\r\n",
+        STREAM_HEAD[:-2] + b"x: y\r\n\r\n5",
+    ),
+    *(STREAM_HEAD + b'2\r\n{"error": 1}', STREAM_HEAD + b'{"Error"', STREAM_HEAD[:-3] + b"x"),
+    *(STREAM_HEAD.replace(b"200", b"500") + b"5", STREAM_HEAD.replace(b"chunked", b"gzip") + b"5", b"HTTP/1.1 200 "),
+)
+
+
+def test_a_receiver_of_a_stream_keeps_its_head_and_wakes_for_any_other(ends: Ends) -> None:
+    """A refusal is looked at, however it ends; a stream's first piece begins the quiet."""
+    looks = []
+    for data in (STREAMS[7], STREAMS[5], STREAMS[1], b"more", b"0\r\n\r\n"):
+        if not looks or looks[-1]:
+            ends.receiver.quiet = Quiet.STREAM
+        before = ends.looks
+        ends.send(data)
+        looks.append(ends.looks - before)
+    assert looks == [1, 1, 0, 0, 1]
+
+
 PIECES = st.lists(
     st.binary(min_size=1, max_size=40)
-    | st.sampled_from([b"\r\n\r\n", b"a\r\n\r\n", b"\n", b"x" * 30_000, b"y" * RECEIVE_BYTES, b"z" * 70_000])
+    | st.sampled_from([b"\r\n\r\n", b"a\r\n\r\n", b"\n", b"x" * 30_000, b"y" * RECEIVE_BYTES, b"z" * 70_000, *STREAMS])
     | st.lists(
         st.builds(
             frame, st.sampled_from([DATA, DATA, PING]), st.sampled_from([0, 0, END_STREAM]), st.just(1), st.binary()
@@ -232,7 +257,7 @@ def test_the_compiled_receiver_does_what_the_reference_does(
                 if len(data) > RECEIVE_BYTES:
                     each.receiver()
             one, other = both
-            assert one.looks == other.looks
+            assert (one.looks, one.receiver.quiet) == (other.looks, other.receiver.quiet)
             if is_drained:
                 assert one.drained()[:2] == other.drained()[:2]
         one, other = (each.drained() for each in both)
