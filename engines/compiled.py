@@ -1,7 +1,8 @@
 """Modules compiled from their own source (mypyc) where the package was built with a C compiler; else Python runs them.
 
 The build writes them beside this file with the hash of each source. They are used all together, by commands alone (a
-test imports the Python), and only while every source is as it was: an edited one is run, not what it was.
+test imports the Python), and only while every source is as it was: an edited one is run, not what it was. Where Python
+already runs one of them, as in a program that imports the package and then calls a command, it runs them all.
 """
 
 from __future__ import annotations
@@ -44,14 +45,19 @@ class CompiledModules:
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         """Return where a compiled module is; None: it is not compiled, or not from the source that is here."""
-        if fullname not in self._names or not self._are_current:
+        if fullname not in self._names or not self._are_usable:
             return None
         found = self._folder / f"{fullname}{SUFFIX}"
         return spec_from_file_location(fullname, found, loader=ExtensionFileLoader(fullname, str(found)))
 
     @cached_property
-    def _are_current(self) -> bool:
-        """Whether every source is the one that was compiled; known before the first of them is imported."""
+    def _are_usable(self) -> bool:
+        """Whether every source is the one that was compiled, and Python runs none of them already: decided once.
+
+        Compiled modules read each other's objects by their place in memory: one of Python's among them is a crash.
+        """
+        if not self._names.isdisjoint(sys.modules):
+            return False
         try:
             sources = json.loads((self._folder / MADE_OF).read_bytes())["sources"]
             return all(sha256_of(self._root / path) == known for path, known in sources.items())

@@ -40,6 +40,24 @@ def test_commands_run_what_is_compiled() -> None:
     assert _said("-c", f"import {NAME} as m; print(m.__file__)").stdout.strip().endswith("engine.py")
 
 
+@compiled
+@pytest.mark.parametrize("first", [NAME, "loadtest.traffic"])
+def test_a_program_that_imported_the_python_keeps_it(first: str) -> None:
+    """Half of a simulation compiled, half not, had ended the process with a segmentation fault."""
+    argv = "'predict-load', '--isl', '64', '--osl', '8', '--rate', '1', '--duration', '5', '--json'"
+    code = f"""
+import sys, {first}
+from loadtest.cli.start import predict_load
+sys.argv = [{argv}]
+try:
+    predict_load()
+except SystemExit as ended:
+    files = [str(getattr(module, "__file__", "")) for module in sys.modules.values()]
+    print(ended.code, [file for file in files if file.startswith("{FOLDER}")])
+"""
+    assert _said("-c", code).stdout.splitlines()[-1] == "0 []"
+
+
 def test_a_source_that_changed_is_run_itself(tmp_path: Path) -> None:
     """Its module is not found among the compiled ones, and neither is any other: they call each other."""
     folder = tmp_path / "compiled"
