@@ -25,6 +25,8 @@ _FIGURES = (
 def repeats_of(runs: Sequence[LoadedRun], summaries: Sequence[Summary]) -> tuple[Repeat, ...]:
     """Return the spread between runs whose scenarios differ only in name and seed; empty if no two do."""
     groups: dict[str, list[Summary]] = {}
+    if len(runs) == 1:
+        return ()
     for run, summary in zip(runs, summaries, strict=True):
         groups.setdefault(_load(run.manifest), []).append(summary)
     return tuple(repeat for group in groups.values() if len(group) > 1 for repeat in _spread(group))

@@ -297,7 +297,7 @@ def _record(unit: str, values: npt.NDArray[np.floating]) -> dict[str, Any] | Non
     """Return AIPerf's block of one quantity; None without a value, which its readers treat as not applicable."""
     if not len(values):
         return None
-    percentiles = np.percentile(values, _AIPERF_PERCENTILES).tolist()
+    percentiles = np.percentile(np.sort(values), _AIPERF_PERCENTILES).tolist()  # the sum keeps the order of the values
     return {
         "unit": unit,
         "avg": float(values.mean(dtype=np.float64)),

@@ -175,10 +175,8 @@ def _percentile_line(
     quantity, name, colour = what
     places, values = _points(line, axis, lambda level: _percentile_ms(quantity(level), name))
     known = [(axis.place(level), found) for level in line.levels if (found := quantity(level)) is not None]
-    for place, found in known:
-        low, high = (found.ci or {}).get(name, (0.0, 0.0))
-        if high > 0 and place > 0:
-            panel.vlines(place, low * MS_PER_S, high * MS_PER_S, color=colour, linewidth=1.2, alpha=0.75)
+    ranges = [(place, *(found.ci or {}).get(name, (0.0, 0.0))) for place, found in known if place > 0]
+    _bars(panel, [(place, low * MS_PER_S, high * MS_PER_S) for place, low, high in ranges], colour)
     panel.plot(places, values, PERCENTILE_LINES[name], color=colour, linewidth=1.8)
     marker = {"marker": PERCENTILE_MARKERS[name], "markersize": MARKER_SIZES[name], "color": colour}
     hollow = {place for place, found in known if name in found.unsupported}
@@ -204,18 +202,22 @@ def _rate_panel(panel: Any, lines: list[_Line], axis: _Axis) -> None:
     for line, run_colour in zip(lines, cycle(RUN_COLOURS), strict=False):
         places, values = _points(line, axis, lambda level: level.output_tokens_per_s)
         panel.plot(places, values, "-o", color=run_colour, markersize=5.5, linewidth=2.0, label=line.name)
-        for level in line.levels:
-            low, high = (level.rates_ci or {}).get("output_tokens_per_s", (0.0, 0.0))
-            if high > 0:
-                panel.vlines(axis.place(level), low, high, color=run_colour, linewidth=1.2, alpha=0.75)
-            highest = max(highest, high)
-        highest = max([highest, *values])
+        rates = [(level.rates_ci or {}).get("output_tokens_per_s", (0.0, 0.0)) for level in line.levels]
+        _bars(panel, [(axis.place(level), *rate) for level, rate in zip(line.levels, rates, strict=True)], run_colour)
+        highest = max([highest, *values, *(high for _, high in rates)])
     named = len(lines) if len(lines) > 1 else 0
     panel.set_ylim(0, highest / (1 - min(0.13 + LEGEND_LINE * named, 0.6)) or 1)
     panel.yaxis.set_major_formatter(plain())
     panel_title(panel, "Output tokens per second")
     if highest > 0 and len(lines) > 1:
         panel.legend(loc="upper left")
+
+
+def _bars(panel: Any, bars: list[tuple[float, float, float]], colour: str) -> None:
+    """Draw confidence intervals: place, lower and upper end of each; an unknown one has none."""
+    known = [bar for bar in bars if bar[2] > 0]
+    if known:
+        panel.vlines(*zip(*known, strict=True), color=colour, linewidth=1.2, alpha=0.75)
 
 
 def _points(

@@ -194,9 +194,9 @@ def log_y(panel: Any) -> None:
 
 def width_ratio(figure: Any, artist: Any) -> float:
     """Return the share of a figure's width that a legend or a text takes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (as above)
+    from matplotlib.backends.backend_agg import RendererAgg  # noqa: PLC0415 (as above)
 
-    return float(artist.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width / figure.bbox.width)
+    return float(artist.get_window_extent(RendererAgg(1, 1, figure.dpi)).width / figure.bbox.width)
 
 
 def drawing_of(figure: Any) -> Drawing:
