@@ -110,7 +110,8 @@ def _mean_power(meter: Meter, window: Window) -> tuple[float | None, str | None]
             None,
             f"{fresh} different power readings in the window, {_needed(window, MIN_READINGS, has_exporter=True)}",
         )
-    return float(np.trapezoid(watts, t_s) / (t_s[-1] - t_s[0])), None
+    joules = np.sum(np.diff(t_s) * (watts[1:] + watts[:-1]) / 2)  # numpy.trapezoid is not in NumPy 1
+    return float(joules / (t_s[-1] - t_s[0])), None
 
 
 def _updates(meter: Meter) -> tuple[Floats, Floats]:

@@ -28,7 +28,7 @@ from engines.outputs import whole_folder
 
 WHEEL = "nvidia-pytriton==0.7.0"
 TRITON_VERSION = "2.51.0"
-MODEL_PACKAGES = ("numpy==1.26.4", "tokenizers>=0.20,<0.24", "pydantic>=2.7,<3", "pyyaml>=6.0,<7", "packaging>=23")
+MODEL_PACKAGES = ("numpy==1.26.4", "tokenizers>=0.21,<0.24", "pydantic>=2.7,<3", "pyyaml>=6.0,<7", "packaging>=23")
 # Tables of measured kernels for emulated engines planned with --step-time silicon; without its dependencies.
 TABLES = ("aiconfigurator-core==0.12.0",)
 PYTHON_VERSIONS = ((3, 12), (3, 11))

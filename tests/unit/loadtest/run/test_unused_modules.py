@@ -13,7 +13,7 @@ os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
 leave_out_unused()
 import locust, locust.runners
 from locust.env import Environment
-import requests.adapters
+import requests.adapters, requests.exceptions
 assert issubclass(requests.exceptions.RequestException, Exception)
 assert not hasattr(requests, "__file__")
 loaded = {name for name in sys.modules if name.split(".")[0] in {"certifi", "charset_normalizer", "http.cookiejar"}}
