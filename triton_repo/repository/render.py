@@ -69,6 +69,7 @@ EMULATOR_PARTS = (
     "manifest.py",
     "names.py",
     "schema_errors.py",
+    "yaml_text.py",
     "signals.py",
     "units.py",
     "spec",
