@@ -19,6 +19,7 @@ from engines.checkpoint import (
     WindowSizes,
     copy_tokenizer,
     inspect_checkpoint,
+    layout_of,
     load_corpus,
     quantize,
     quantize_huggingface,
@@ -29,6 +30,7 @@ from engines.emulator import Request, batcher_for
 from engines.errors import MissingError, ToolError
 from engines.files import Strict, read_json, source_of, versions_of, write_json, write_text
 from engines.manifest import MANIFEST_NAME, CheckpointQuality, EngineManifest, Notice
+from engines.names import TOKENIZER_FILE
 from engines.outputs import refuse_existing, whole_folder
 from engines.planning import (
     BUILD_TOOLS,
@@ -200,8 +202,9 @@ def _run_stages(job: Job, stages: Stages) -> _Results:
     quantizing = _quantize_inputs(job, job.checkpoint)
     if not (stages.store / quantizing.key).is_dir():
         _require_room(job, stages)  # first: ModelOpt takes 6 s to import
+        _require_text(job)
         require_modelopt(job.plan.precision)
-    quantized = stages.run(quantizing, lambda part: _quantize(job, job_source(job), part, stages))
+    quantized = stages.run(quantizing, lambda part: _quantize(job, part, stages))
     notices = read_json(quantized / "notices.json", _Notices).notices
     folders = {"checkpoint": quantized / "checkpoint"}
     if job.plan.backend == "pytorch":
@@ -270,12 +273,23 @@ def _require_room(job: Job, stages: Stages) -> None:
         )
 
 
-def _quantize(job: Job, source: Path, part: Path, stages: Stages) -> None:
-    target = part / "checkpoint"
-    target.mkdir()
+def _require_text(job: Job) -> None:
+    """Check that the text is enough to calibrate on and to verify with, before the checkpoint is quantized.
+
+    Raises:
+        UserError: It is not.
+    """
+    tokenizer, corpus = job_source(job) / TOKENIZER_FILE, _corpus(job)
+    if layout_of(_export_job(job), job.plan.backend).needs_text:
+        corpus.calibration.token_windows(tokenizer)
+    if job.plan.backend == "tensorrt":  # the other backend's checkpoint is not verified
+        corpus.held_out.token_windows(tokenizer)
+
+
+def _export_job(job: Job) -> ExportJob:
     plan = job.plan
-    export_job = ExportJob(
-        source=source,
+    return ExportJob(
+        source=job_source(job),
         precision=plan.precision,
         kv_cache=exported_kv_format(plan.kv_format) if plan.backend == "pytorch" else plan.kv_format,
         calibration=_corpus(job).calibration,
@@ -283,8 +297,13 @@ def _quantize(job: Job, source: Path, part: Path, stages: Stages) -> None:
         tensor_parallel=plan.sizing.tensor_parallel,
         pipeline_parallel=plan.sizing.pipeline_parallel,
     )
-    export = quantize_huggingface if plan.backend == "pytorch" else quantize
-    notices = export(export_job, target, progress=stages.progress, log=_log_of(stages, "quantize"))
+
+
+def _quantize(job: Job, part: Path, stages: Stages) -> None:
+    target = part / "checkpoint"
+    target.mkdir()
+    export = quantize_huggingface if job.plan.backend == "pytorch" else quantize
+    notices = export(_export_job(job), target, progress=stages.progress, log=_log_of(stages, "quantize"))
     write_json(part / "notices.json", _Notices(notices=notices))
 
 

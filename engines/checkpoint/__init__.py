@@ -14,7 +14,7 @@ from engines.checkpoint.calibration_text import (
 from engines.checkpoint.tokenizer import copy_tokenizer, find_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from engines.checkpoint.export_job import ExportJob
+    from engines.checkpoint.export_job import ExportJob, layout_of
     from engines.checkpoint.geometry import model_of
     from engines.checkpoint.gguf import unpack
     from engines.checkpoint.huggingface_export import quantize_huggingface
@@ -39,6 +39,7 @@ __all__ = [
     "inputs_of",
     "inspect_checkpoint",
     "json_records",
+    "layout_of",
     "load_corpus",
     "load_tokenizer",
     "loaded_memory_bytes",
@@ -60,6 +61,7 @@ _MODULES = {
     "LoadedModel": "loaded",
     "inputs_of": "loaded",
     "inspect_checkpoint": "inspection",
+    "layout_of": "export_job",
     "loaded_memory_bytes": "loaded",
     "model_of": "geometry",
     "quantize": "quantization",

@@ -146,6 +146,22 @@ def stages_of(out: Path) -> dict[str, bool]:
     return {stage["name"]: stage["reused"] for stage in manifest["stages"]}
 
 
+@pytest.mark.parametrize(
+    ("calibration", "held_out"), [(256, 256), (1, 256)], ids=["too few documents", "too few held out"]
+)
+def test_text_that_is_too_short_is_refused_before_anything_is_quantized(
+    build: WarmBuild, tmp_path: Path, calibration: int, held_out: int
+) -> None:
+    """Not after ModelOpt is loaded, nor, of the text to verify with, after an hour of quantizing."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"calibration: {{samples: {calibration}, held_out_samples: {held_out}}}\n")
+    done = build(tmp_path / "engine", "--recipe", str(recipe))
+    assert done.returncode == 2
+    assert " documents have at least " in done.stderr
+    assert "quantize" not in done.stderr.partition("error:")[0].replace("to quantize", "")
+    assert not (tmp_path / "engine").exists()
+
+
 def test_only_what_depends_on_a_change_is_redone(build: WarmBuild, checkpoint: Path, tmp_path: Path) -> None:
     """The same build redoes nothing; other held-out text only verifies; another weight redoes it all."""
     out = tmp_path / "engine"
