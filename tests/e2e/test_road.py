@@ -59,13 +59,20 @@ def _reported(folder: Path, *load: object) -> dict[str, Any]:
 def test_a_sweep_becomes_a_summary(server: Server, tmp_path: Path, protocol: str, model: str) -> None:
     """Both protocols and both models give the levels asked for, without errors, at physically possible latencies."""
     url = server.url if protocol == "triton-http" else f"127.0.0.1:{server.grpc}"
-    lengths = ["--isl", 64, "--osl", 16, "--requests", 8]
+    lengths = [
+        "--isl",
+        64,
+        "--osl",
+        16,
+        "--requests",
+        24,
+    ]  # three a user: begun one after the other, one is no full batch
     target = ["--url", url, "--protocol", protocol, "--model", model]
     summary = timely(lambda out: _reported(out, *target, "--concurrency", "1,8", *lengths), tmp_path)
     assert summary["kind"] == "emulated"
     assert [level["concurrency"] for level in summary["levels"]] == [1, 8]
     for level in summary["levels"]:
-        assert (level["requests"], level["errors"], level["osl"]) == (8, 0, 16)
+        assert (level["requests"], level["errors"], level["osl"]) == (24, 0, 16)
         floor_s = 8.19e9 / 3.35e12  # the FP8 weights a step reads, at the H100's peak bandwidth
         assert floor_s < level["itl_s"]["p50"] < 4 * floor_s
         assert level["e2e_s"]["p50"] >= level["ttft_s"]["p50"] + 14 * floor_s
