@@ -147,7 +147,7 @@ class SimulatedEngine(Strict):
     attention_heads: int
     kv_heads: int
     head_size: int
-    vocab_size: int
+    vocab_size: Annotated[int, Field(ge=1, le=2**31 - 1)]
     gpu: str
     precision: str
     kv_cache: str

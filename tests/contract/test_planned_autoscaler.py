@@ -14,7 +14,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from engines.autoscaling import VOCABULARY_RATIO, AutoscalingFile, ColdStart, ScalingLaw, Signal, simulated_engine
+from engines.autoscaling import (
+    VOCABULARY_RATIO,
+    AutoscalingFile,
+    ColdStart,
+    ScalingLaw,
+    Signal,
+    SimulatedEngine,
+    simulated_engine,
+)
 from engines.errors import UserError
 from engines.files import Document, MadeBy, to_json, write_json
 from engines.manifest import EngineManifest
@@ -228,6 +236,14 @@ def test_a_law_holds_for_other_weights_of_the_same_size() -> None:
     tuned = planned.model_copy(update={"model": planned.model.model_copy(update={"name": "mine"})})
     file = _file("in_flight").model_copy(update={"engine": simulated_engine(planned)})
     require_planned_engine(file, tuned, path=Path("autoscaling.json"))
+
+
+def test_a_vocabulary_that_no_model_has_is_refused() -> None:
+    """Compared with another's, a number of 310 digits had been a traceback."""
+    stated = simulated_engine(_engine()).model_dump()
+    for size in (0, 2**31, 10**309):
+        with pytest.raises(ValidationError, match="vocab_size"):
+            SimulatedEngine.model_validate(stated | {"vocab_size": size})
 
 
 @pytest.mark.parametrize(("added", "is_refused"), [(0, False), (2, False), (6_000, False), (-64, False), (7_000, True)])
