@@ -280,19 +280,19 @@ def _require_text(job: Job) -> None:
         UserError: It is not.
     """
     tokenizer, corpus = job_source(job) / TOKENIZER_FILE, _corpus(job)
-    if layout_of(_export_job(job), job.plan.backend).needs_text:
+    if layout_of(_export_job(job, corpus), job.plan.backend).needs_text:
         corpus.calibration.token_windows(tokenizer)
     if job.plan.backend == "tensorrt":  # the other backend's checkpoint is not verified
         corpus.held_out.token_windows(tokenizer)
 
 
-def _export_job(job: Job) -> ExportJob:
+def _export_job(job: Job, corpus: Corpus) -> ExportJob:
     plan = job.plan
     return ExportJob(
         source=job_source(job),
         precision=plan.precision,
         kv_cache=exported_kv_format(plan.kv_format) if plan.backend == "pytorch" else plan.kv_format,
-        calibration=_corpus(job).calibration,
+        calibration=corpus.calibration,
         seed=job.recipe.seed,
         tensor_parallel=plan.sizing.tensor_parallel,
         pipeline_parallel=plan.sizing.pipeline_parallel,
@@ -303,7 +303,7 @@ def _quantize(job: Job, part: Path, stages: Stages) -> None:
     target = part / "checkpoint"
     target.mkdir()
     export = quantize_huggingface if job.plan.backend == "pytorch" else quantize
-    notices = export(_export_job(job), target, progress=stages.progress, log=_log_of(stages, "quantize"))
+    notices = export(_export_job(job, _corpus(job)), target, progress=stages.progress, log=_log_of(stages, "quantize"))
     write_json(part / "notices.json", _Notices(notices=notices))
 
 

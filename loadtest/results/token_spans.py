@@ -26,9 +26,7 @@ class Weighted(NamedTuple):
 
     def sorted(self) -> Weighted:
         """Return them sorted."""
-        if len(self.weights) and bool(
-            (self.weights == self.weights[0]).all()
-        ):  # numpy sorts values alone ten times faster
+        if (self.weights == self.weights[:1]).all():  # all alike: numpy sorts values alone ten times faster
             return Weighted(np.sort(self.values), self.weights)
         order = np.argsort(self.values, kind="stable")
         return Weighted(self.values[order], self.weights[order])
