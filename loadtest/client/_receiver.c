@@ -103,15 +103,17 @@ static bool contains(const char *data, ssize_t size, const char *text)
     return false;
 }
 
-/* As begins_stream of receiver.py. */
-static bool begins_stream(const char *data, ssize_t size)
+/* As begins_stream of receiver.py; returns the size of the head, or 0 where none does. */
+static ssize_t stream_head_bytes(const char *data, ssize_t size)
 {
     static const char status[] = "HTTP/1.1 200 ";
     const char *end = data;
     while (end + 4 <= data + size && memcmp(end, "\r\n\r\n", 4)) end++;
-    if (end + 4 > data + size || size < (ssize_t)sizeof status || memcmp(data, status, sizeof status - 1)) return false;
-    return contains(data, end - data, "\r\ntransfer-encoding: chunked") &&
-           contains(data, end - data, "\r\ncontent-type: text/event-stream") && !contains(end, data + size - end, "\"error\"");
+    if (end + 4 > data + size || size < (ssize_t)sizeof status || memcmp(data, status, sizeof status - 1)) return 0;
+    bool is_stream = contains(data, end - data, "\r\ntransfer-encoding: chunked") &&
+                     contains(data, end - data, "\r\ncontent-type: text/event-stream") &&
+                     !contains(end, data + size - end, "\"error\"");
+    return is_stream ? end + 4 - data : 0;
 }
 
 static bool may_wait(int quiet, const unsigned char *data, ssize_t size)
@@ -157,10 +159,11 @@ static bool receive(Receiver *self)
     clock_gettime(CLOCK_REALTIME, &real);
     self->read_s = seconds_of(&now);
     if (!size) self->closed = true;
-    else if (self->quiet == STREAM && begins_stream(received, size)) self->quiet = CHUNKS;
+    ssize_t head_bytes = self->quiet == STREAM ? stream_head_bytes(received, size) : 0;
+    if (head_bytes) self->quiet = CHUNKS;
     if (size && !keep(&self->store, received, size, self->read_s, delay_of(&message, seconds_of(&real)))) self->error = ENOMEM;
     return !size || self->error || self->store.size > BLOCK_BYTES ||
-           !may_wait(self->quiet, (unsigned char *)received, size);
+           !(head_bytes == size || may_wait(self->quiet, (unsigned char *)received, size));
 }
 
 static PyObject *receive_once(PyObject *object, PyObject *Py_UNUSED(arguments), PyObject *Py_UNUSED(named))
@@ -557,28 +560,58 @@ static bool append_new(PyObject *list, PyObject *item)
     return done;
 }
 
-static PyObject *event_chunks(PyObject *Py_UNUSED(self), PyObject *given)
+/* The messages of a reply, and the piece that is being looked at: where pieces end, and when they arrived. */
+typedef struct {
+    PyObject *messages, *times, *ends, *arrivals;
+    Py_ssize_t piece;
+} Events;
+
+/* Takes the lines of a chunk's content: the message of each line with data, and when the piece with its end arrived. */
+static bool take_lines(Events *events, const char *data, Py_ssize_t line, Py_ssize_t last)
 {
-    char *data;
-    Py_ssize_t length, size;
-    if (PyBytes_AsStringAndSize(given, &data, &length)) return NULL;
-    PyObject *messages = PyList_New(0), *ends = PyList_New(0);
-    bool whole = messages && ends;
-    const char *from = data, *content;
-    while (whole && (content = chunk_content(from, data + length, &size))) {
-        if (size < 7 || data + length - content < size + 2 || memcmp(content, "data:", 5)) break;
-        const char *last = content + size - 2;
-        if (memcmp(last, "\n\n\r\n", 4) || memchr(content, '\n', (size_t)size) != last) break;
-        for (content += 5; content < last && is_space(*content);) content++;
-        const char *stop = last;
-        while (stop > content && is_space(stop[-1])) stop--;
-        from = last + 4;
-        whole = append_new(messages, PyBytes_FromStringAndSize(content, stop - content)) &&
-                append_new(ends, PyLong_FromSsize_t(from - data));
+    while (line < last) {
+        const char *from = data + line, *stop = memchr(from, '\n', (size_t)(last - line));
+        line = stop + 1 - data;
+        if (stop - from < 5 || memcmp(from, "data:", 5)) continue;
+        for (from += 5; from < stop && is_space(*from);) from++;
+        while (stop > from && is_space(stop[-1])) stop--;
+        Py_ssize_t pieces = PySequence_Fast_GET_SIZE(events->ends);
+        while (events->piece < pieces && PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(events->ends, events->piece)) < line)
+            events->piece++;
+        if (events->piece >= PySequence_Fast_GET_SIZE(events->arrivals)) {
+            PyErr_SetString(PyExc_IndexError, "an event after the last piece");
+            return false;
+        }
+        PyObject *arrived = PySequence_Fast_GET_ITEM(events->arrivals, events->piece);
+        if (!append_new(events->messages, PyBytes_FromStringAndSize(from, stop - from)) ||
+            PyList_Append(events->times, arrived))
+            return false;
     }
-    PyObject *found = whole ? PyTuple_Pack(2, messages, ends) : NULL;
-    Py_XDECREF(messages);
-    Py_XDECREF(ends);
+    return true;
+}
+
+static PyObject *event_chunks(PyObject *Py_UNUSED(self), PyObject *arguments)
+{
+    PyObject *given, *ends, *arrivals;
+    Py_ssize_t begin, length, size;
+    char *data;
+    if (!PyArg_ParseTuple(arguments, "SnOO", &given, &begin, &ends, &arrivals)) return NULL;
+    if (PyBytes_AsStringAndSize(given, &data, &length)) return NULL;
+    Events events = {
+        PyList_New(0), PyList_New(0), PySequence_Fast(ends, "expected places"), PySequence_Fast(arrivals, "expected times"), 0};
+    bool whole = events.messages && events.times && events.ends && events.arrivals;
+    const char *content;
+    while (whole && begin >= 0 && begin < length && (content = chunk_content(data + begin, data + length, &size))) {
+        Py_ssize_t line = content - data, last = line + size;
+        if (!size || last + 2 > length || memcmp(data + last - 1, "\n\r\n", 3)) break;
+        whole = take_lines(&events, data, line, last);
+        begin = last + 2;
+    }
+    PyObject *found = whole && !PyErr_Occurred() ? Py_BuildValue("OOn", events.messages, events.times, begin) : NULL;
+    Py_XDECREF(events.messages);
+    Py_XDECREF(events.times);
+    Py_XDECREF(events.ends);
+    Py_XDECREF(events.arrivals);
     return found;
 }
 
@@ -663,7 +696,7 @@ static PyObject *plain_texts(PyObject *Py_UNUSED(self), PyObject *arguments)
 
 static PyMethodDef functions[] = {
     {"arrivals", arrivals, METH_VARARGS, "As arrivals of loadtest/client/timestamps.py."},
-    {"event_chunks", event_chunks, METH_O, "As event_chunks of loadtest/client/http1.py."},
+    {"event_chunks", event_chunks, METH_VARARGS, "As event_chunks of loadtest/client/http1.py."},
     {"plain_texts", plain_texts, METH_VARARGS, "As plain_texts of loadtest/client/protocols/shape.py."},
     {NULL, NULL, 0, NULL},
 };

@@ -1,8 +1,7 @@
 """HTTP/1.1 with server-sent events: requests to bytes, bytes to messages of a reply; without sockets.
 
 While a reply arrives, its bytes are only kept (`receiver.py`). They are parsed in blocks, after the time-critical part:
-chunks that are one event each, as nearly all tokens are, by `event_chunks`, everything else by httptools (Node.js's
-parser).
+chunks of whole lines, as nearly all tokens are, by `event_chunks`, everything else by httptools (Node.js's parser).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import httptools
 
@@ -28,8 +27,8 @@ EVENT_STREAM = "text/event-stream"
 DATE = re.compile(rb"\r\ndate:[^\r]*", re.IGNORECASE)
 MAX_HEADS = 16  # of a server's streams: one that gives each reply a head of its own has none in common
 CHUNK_HEAD = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
-AFTER_LINE = b"\n\r\n"  # of an event and its chunk
-LAST_CHUNK = b"\r\n0\r\n\r\n"  # and the end of the one before it
+CHUNKS_END = b"0\r\n\r\n"
+LAST_CHUNK = b"\r\n" + CHUNKS_END  # and the end of the one before it
 QUEUE_FULL = ("Maximum queue size", "Exceeds maximum queue size")
 
 Sink: TypeAlias = Callable[[Sequence[bytes], Sequence[float]], None]
@@ -117,10 +116,10 @@ class Session:
         del data, last_event
         return False
 
-    def _take_events(self, pieces: Pieces, arrivals_s: Sequence[float]) -> int:
-        """Take the messages that need no parser; return how many bytes from the beginning they are."""
+    def _take_events(self, pieces: Pieces, arrivals_s: Sequence[float], begin: int) -> int:
+        """Take the messages from a place on that need no parser; return where they end."""
         del pieces, arrivals_s
-        return 0
+        return begin
 
     def _parse(self, pieces: Pieces, parse: Callable[[bytes], None]) -> None:
         """Pass each piece to `parse`, then the messages that it found to the sink, even before an error.
@@ -131,12 +130,12 @@ class Session:
         data, arrivals_s = pieces.data, self._dating(pieces, self.arrived_s)
         self._reply_bytes += len(data)
         try:
-            begin = self._take_events(pieces, arrivals_s)
+            begin = self._take_events(pieces, arrivals_s, 0)
             for end, arrived_s in zip(pieces.ends, arrivals_s, strict=True):
                 if end > begin:
                     self.arrived_s = arrived_s
                     parse(data[begin:end])
-                    begin = end
+                    begin = self._take_events(pieces, arrivals_s, end)
         finally:
             self._deliver()
         if self._reply_bytes > REPLY_LIMIT_BYTES:
@@ -172,12 +171,13 @@ class HttpSession(Session):
         self._clear(sink, sent_s)
         self._status = 0
         self.ended, self.reusable, self.is_between_chunks = False, True, False
+        self._known_head_bytes = 0
         self._line = self._first = b""
         self._headers: dict[str, str] = {}
         self._chunked = self._is_stream = self._until_close = False
         self._type = ""
         self._pieces_of_body: list[bytes] = []
-        self._parser = httptools.HttpResponseParser(_Callbacks(self, self._pieces_of_body))
+        self._parser: Any = None  # made when it is needed: most replies need none
         return b"%s%d\r\n\r\n%s" % (self._head, len(payload), payload)
 
     def take(self, pieces: Pieces) -> bool:
@@ -198,11 +198,14 @@ class HttpSession(Session):
 
     def is_whole_with(self, data: bytes, last_event: bytes) -> bool:
         """Return whether a reply is known to end with these bytes, which can wait to be taken."""
-        if not self._first:
-            is_known = _head_of(data) in self._streams
-        else:
-            is_known = self.is_between_chunks and self._is_stream and not self._line
-        return is_known and data.endswith(LAST_CHUNK) and data.endswith(last_event, 0, -len(LAST_CHUNK))
+        if not (data.endswith(LAST_CHUNK) and data.endswith(last_event, 0, -len(LAST_CHUNK))):
+            return False
+        if self._first:
+            return self._is_at_events
+        if _head_of(data) not in self._streams:
+            return False
+        self._known_head_bytes = data.index(EMPTY_LINE) + len(EMPTY_LINE)
+        return True
 
     def settle(self) -> None:
         """Do nothing: all that was taken is parsed."""
@@ -229,27 +232,36 @@ class HttpSession(Session):
         elif not self.ended:
             raise CutError("the server closed the connection before the end of the reply")
 
-    def _take_events(self, pieces: Pieces, arrivals_s: Sequence[float]) -> int:
-        """Take whole chunks that are one event each: the parser would be in the same state after them."""
-        if not self.is_between_chunks or not self._is_stream or self._line:
-            return 0
-        messages, ends = event_chunks(pieces.data)
-        if not ends:
-            return 0
-        self._messages += messages
-        if ends == list(pieces.ends[: len(ends)]):
-            self._times_s += arrivals_s[: len(ends)]
-        else:  # a piece with several chunks, or a chunk in several pieces
-            lines = (end - len(AFTER_LINE) for end in ends)
-            self._times_s += [arrivals_s[bisect_left(pieces.ends, end)] for end in lines]
-        self.arrived_s = arrivals_s[bisect_left(pieces.ends, ends[-1])]
-        return ends[-1]
+    @property
+    def _is_at_events(self) -> bool:
+        return self.is_between_chunks and self._is_stream and not self._line
+
+    def _take_events(self, pieces: Pieces, arrivals_s: Sequence[float], begin: int) -> int:
+        """Take chunks of whole lines: the parser would be in the same state after them.
+
+        It is needed for nothing in a reply that is known to be whole, if its head is known and all its chunks are such.
+        """
+        known_bytes, self._known_head_bytes = self._known_head_bytes, 0
+        if self.ended or not (known_bytes or self._is_at_events):
+            return begin
+        messages, times_s, end = event_chunks(pieces.data, begin or known_bytes, pieces.ends, arrivals_s)
+        if known_bytes:
+            if pieces.data[end:] != CHUNKS_END:
+                return begin
+            self._status, self.ended, end = HTTP_OK, True, len(pieces.data)
+        if end > begin:
+            self._messages += messages
+            self._times_s += times_s
+            self.arrived_s = arrivals_s[bisect_left(pieces.ends, end)]
+        return end
 
     def _feed(self, data: bytes) -> None:
         if self.ended:  # more than one reply
             self.reusable = False
             return
         self.is_between_chunks = False
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(_Callbacks(self, self._pieces_of_body))
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -377,22 +389,32 @@ def _head_of(data: bytes) -> bytes:
     return DATE.sub(b"", data.partition(EMPTY_LINE)[0])
 
 
-def _event_chunks(data: bytes) -> tuple[list[bytes], list[int]]:
-    """Return the messages of the chunks from the beginning on that are one event of one line, and the chunks' ends."""
-    messages, ends, end = [], [], 0
-    while head := CHUNK_HEAD.match(data, end):
-        first = head.end()
-        last = first + int(head[1], 16) - 2
-        is_whole = data[first : first + 5] == b"data:" and data[last : last + 4] == b"\n\n\r\n"
-        if not is_whole or data.find(b"\n", first) != last:
+def _event_chunks(
+    data: bytes, begin: int, ends: Sequence[int], arrivals_s: Sequence[float]
+) -> tuple[list[bytes], list[float], int]:
+    """Take the chunks of whole lines from a place on; return their messages, when each arrived, and where they end.
+
+    Args:
+        ends: Where each piece ends in `data`.
+        arrivals_s: When each arrived.
+    """
+    messages, times_s = [], []
+    while head := CHUNK_HEAD.match(data, begin):
+        line, last = head.end(), head.end() + int(head[1], 16)
+        if line == last or data[last - 1 : last + 2] != b"\n\r\n":
             break
-        messages.append(data[first + 5 : last].strip())
-        end = last + 4
-        ends.append(end)
-    return messages, ends
+        while line < last:
+            line_end = data.index(b"\n", line)
+            if data[line : line + 5] == b"data:":
+                messages.append(data[line + 5 : line_end].strip())
+                times_s.append(arrivals_s[bisect_left(ends, line_end + 1)])
+            line = line_end + 1
+        begin = last + 2
+    return messages, times_s, begin
 
 
-event_chunks: Callable[[bytes], tuple[list[bytes], list[int]]] = compiled("event_chunks", _event_chunks)
+event_chunks: Callable[[bytes, int, Sequence[int], Sequence[float]], tuple[list[bytes], list[float], int]]
+event_chunks = compiled("event_chunks", _event_chunks)
 
 
 def error_text(body: bytes) -> str | None:

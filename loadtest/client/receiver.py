@@ -50,7 +50,7 @@ class Quiet(IntEnum):
         NONE: Every piece is to be looked at.
         CHUNKS: Those that do not end a reply in HTTP's chunks, which ends with an empty line.
         FRAMES: Those of whole HTTP/2 frames of data that do not end their stream.
-        STREAM: None before one that begins as a stream in chunks does; from it on, as `CHUNKS`.
+        STREAM: None before one that begins as a stream in chunks does; its head alone waits; after it, as `CHUNKS`.
     """
 
     NONE = 0
@@ -120,13 +120,15 @@ class PythonReceiver:
             self._wake()
             return
         self.read_s = time.monotonic()
+        is_head = False
         if self.quiet == Quiet.STREAM and begins_stream(data):
             self.quiet = Quiet.CHUNKS
+            is_head = data.index(EMPTY_LINE) + len(EMPTY_LINE) == len(data)
         if data:
             self._store.add(data, self.read_s, _delay_s(ancillary, time.time()))
         else:
             self.closed = True
-        if not data or self._store.size > BLOCK_BYTES or not _may_wait(self.quiet, data):
+        if not data or self._store.size > BLOCK_BYTES or not (is_head or _may_wait(self.quiet, data)):
             self._wake()
 
     def drain(self) -> tuple[bytes, Sequence[int], Sequence[float], Sequence[float]]:

@@ -43,10 +43,10 @@ MESSAGES = [
 class Heard:
     """A session that has asked, and what its sink was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, streams: set[bytes] | None = None) -> None:
         self.messages: list[bytes] = []
         self.times: list[float] = []
-        self.session = HttpSession(request_head("POST /x", "h:1", {}))
+        self.session = HttpSession(request_head("POST /x", "h:1", {}), streams=streams)
         self.request = self.session.begin(b"{}", self.take)
 
     def take(self, messages: Sequence[bytes], times_s: Sequence[float]) -> None:
@@ -293,7 +293,7 @@ def test_events_taken_without_the_parser_are_those_that_it_would_find(
     places = sorted({0, *(cut for cut in cuts if cut < len(reply)), len(reply)})
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        for take in (lambda _: ([], []), REFERENCE, http1.event_chunks):
+        for take in (lambda _data, begin, _ends, _arrivals_s: ([], [], begin), REFERENCE, http1.event_chunks):
             patch.setattr(http1, "event_chunks", take)
             heard, block = Heard(), []
             for number, ((begin, end), is_drained) in enumerate(zip(pairwise(places), drained, strict=False)):
@@ -310,8 +310,44 @@ def test_events_taken_without_the_parser_are_those_that_it_would_find(
 
 
 @given(
-    st.lists(CHUNKS.map(b"".join) | st.binary(max_size=20) | st.just(b"fffffff\r\ndata: x"), max_size=4).map(b"".join)
+    st.lists(CHUNKS.map(b"".join) | st.binary(max_size=20) | st.just(b"fffffff\r\ndata: x"), max_size=4).map(b"".join),
+    st.integers(0, 40),
+    st.lists(st.integers(0, 600), max_size=20),
 )
-def test_the_compiled_form_finds_the_same_events(data: bytes) -> None:
-    """In any bytes."""
-    assert http1.event_chunks(data) == REFERENCE(data)
+def test_the_compiled_form_finds_the_same_events(data: bytes, begin: int, cuts: list[int]) -> None:
+    """In any bytes, from any place on, in any pieces."""
+    ends = sorted({*(cut for cut in cuts if 0 < cut < len(data)), len(data)})
+    times_s = [float(number) for number in range(len(ends))]
+    assert http1.event_chunks(data, begin, ends, times_s) == REFERENCE(data, begin, ends, times_s)
+
+
+@given(CHUNKS, st.lists(st.integers(0, 600), max_size=20), st.sampled_from([b"", b"Date: now\r\n"]))
+def test_a_whole_reply_with_a_known_head_is_what_the_parser_would_find(
+    chunks: list[bytes], cuts: list[int], dated: bytes
+) -> None:
+    """Whatever it is made of, and in whatever pieces: the same messages, times and end, whether or not it is known."""
+    last_event = b"data: [DONE]\n\n"
+    reply = HEAD[:-2] + dated + b"\r\n" + b"".join([*chunks, _chunk(last_event)]) + b"0\r\n\r\n"
+    ends = sorted({*(cut for cut in cuts if 0 < cut < len(reply)), len(reply)})
+    pieces = Pieces(reply, ends, [float(number) for number in range(len(ends))], [UNSTAMPED] * len(ends))
+    streams: set[bytes] = set()
+    found = []
+    for _ in range(3):
+        heard = Heard(streams)
+        is_known = heard.session.is_whole_with(reply, last_event)
+        assert heard.session.take(pieces)
+        found.append((heard.messages, heard.times, heard.session.arrived_s, heard.session.reusable, is_known))
+    assert [is_known for *_, is_known in found] == [False, True, True]
+    assert found[0][:-1] == found[1][:-1] == found[2][:-1]
+
+
+def test_a_known_reply_needs_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If its head is known and its chunks are whole lines, whatever their number."""
+    reply = HEAD + _chunk(_event(a=1)) + _chunk(b"data: one\n\ndata: [DONE]\n\n") + b"0\r\n\r\n"
+    heard = Heard(streams := set())
+    assert heard.feed(reply)
+    heard = Heard(streams)
+    monkeypatch.setattr(http1.httptools, "HttpResponseParser", None)
+    assert heard.session.is_whole_with(reply, b"data: [DONE]\n\n")
+    assert heard.feed(reply)
+    assert heard.messages == [b'{"a": 1}', b"one", b"[DONE]"]

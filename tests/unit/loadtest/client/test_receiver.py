@@ -212,15 +212,15 @@ STREAMS = (
 
 
 def test_a_receiver_of_a_stream_keeps_its_head_and_wakes_for_any_other(ends: Ends) -> None:
-    """A refusal is looked at, however it ends; a stream's first piece begins the quiet."""
+    """A refusal is looked at, however it ends; a stream's first piece begins the quiet, and may be its head alone."""
     looks = []
-    for data in (STREAMS[7], STREAMS[5], STREAMS[1], b"more", b"0\r\n\r\n"):
+    for data in (STREAMS[7], STREAMS[5], STREAMS[1], b"more", b"0\r\n\r\n", STREAMS[0], b"more", b"0\r\n\r\n"):
         if not looks or looks[-1]:
             ends.receiver.quiet = Quiet.STREAM
         before = ends.looks
         ends.send(data)
         looks.append(ends.looks - before)
-    assert looks == [1, 1, 0, 0, 1]
+    assert looks == [1, 1, 0, 0, 1, 0, 0, 1]
 
 
 PIECES = st.lists(
