@@ -6,6 +6,7 @@ from loadtest.client.endpoint import PROTOCOLS, Endpoint, ProtocolName, endpoint
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.client.served_models import ServedModel, default_model, served_models
 from loadtest.client.server_info import server_facts
+from loadtest.client.timestamps import whole_microseconds
 
 __all__ = [
     "ENGINE_MODEL",
@@ -22,4 +23,5 @@ __all__ = [
     "endpoint_of",
     "served_models",
     "server_facts",
+    "whole_microseconds",
 ]

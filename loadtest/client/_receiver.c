@@ -1,7 +1,7 @@
 /* What loadtest/client does for every token, compiled: it takes a tenth of the time.
  *
  * Python code there is the reference, to which property tests hold this: PythonReceiver of receiver.py, arrivals of
- * timestamps.py, event_chunks of http1.py, plain_texts of shape.py. hatch_build.py compiles it where there is a C compiler. On Linux a thread can
+ * timestamps.py, event_chunks of http1.py, plain_sizes of shape.py. hatch_build.py compiles it where there is a C compiler. On Linux a thread can
  * receive for many receivers; it calls nothing of Python's.
  */
 #define PY_SSIZE_T_CLEAN
@@ -560,10 +560,13 @@ static bool append_new(PyObject *list, PyObject *item)
     return done;
 }
 
-/* The messages of a reply, and the piece that is being looked at: where pieces end, and when they arrived. */
+static PyObject *array_type; /* of Python's module array */
+
+/* The messages of a reply and their times, and the piece that is being looked at: where pieces end, and when they arrived. */
 typedef struct {
-    PyObject *messages, *times, *ends, *arrivals;
-    Py_ssize_t piece;
+    PyObject *messages, *ends, *arrivals;
+    double *times;
+    Py_ssize_t count, room, piece;
 } Events;
 
 /* Takes the lines of a chunk's content: the message of each line with data, and when the piece with its end arrived. */
@@ -582,10 +585,11 @@ static bool take_lines(Events *events, const char *data, Py_ssize_t line, Py_ssi
             PyErr_SetString(PyExc_IndexError, "an event after the last piece");
             return false;
         }
-        PyObject *arrived = PySequence_Fast_GET_ITEM(events->arrivals, events->piece);
-        if (!append_new(events->messages, PyBytes_FromStringAndSize(from, stop - from)) ||
-            PyList_Append(events->times, arrived))
-            return false;
+        double *times = with_room(events->times, &events->room, events->count + 1, sizeof *times);
+        if (!times) return PyErr_NoMemory();
+        events->times = times;
+        times[events->count++] = PyFloat_AsDouble(PySequence_Fast_GET_ITEM(events->arrivals, events->piece));
+        if (!append_new(events->messages, PyBytes_FromStringAndSize(from, stop - from))) return false;
     }
     return true;
 }
@@ -598,8 +602,8 @@ static PyObject *event_chunks(PyObject *Py_UNUSED(self), PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "SnOO", &given, &begin, &ends, &arrivals)) return NULL;
     if (PyBytes_AsStringAndSize(given, &data, &length)) return NULL;
     Events events = {
-        PyList_New(0), PyList_New(0), PySequence_Fast(ends, "expected places"), PySequence_Fast(arrivals, "expected times"), 0};
-    bool whole = events.messages && events.times && events.ends && events.arrivals;
+        PyList_New(0), PySequence_Fast(ends, "expected places"), PySequence_Fast(arrivals, "expected times"), NULL, 0, 0, 0};
+    bool whole = events.messages && events.ends && events.arrivals;
     const char *content;
     while (whole && begin >= 0 && begin < length && (content = chunk_content(data + begin, data + length, &size))) {
         Py_ssize_t line = content - data, last = line + size;
@@ -607,9 +611,13 @@ static PyObject *event_chunks(PyObject *Py_UNUSED(self), PyObject *arguments)
         whole = take_lines(&events, data, line, last);
         begin = last + 2;
     }
-    PyObject *found = whole && !PyErr_Occurred() ? Py_BuildValue("OOn", events.messages, events.times, begin) : NULL;
+    PyObject *times = NULL, *found = NULL;
+    if (whole && !PyErr_Occurred())
+        times = PyObject_CallFunction(
+            array_type, "sy#", "d", events.times ? (char *)events.times : "", events.count * (Py_ssize_t)sizeof *events.times);
+    if (times) found = Py_BuildValue("ONn", events.messages, times, begin);
+    free(events.times);
     Py_XDECREF(events.messages);
-    Py_XDECREF(events.times);
     Py_XDECREF(events.ends);
     Py_XDECREF(events.arrivals);
     return found;
@@ -665,6 +673,22 @@ static PyObject *arrivals(PyObject *Py_UNUSED(self), PyObject *arguments)
     return arrived ? Py_BuildValue("Nnn", arrived, unstamped, refused) : NULL;
 }
 
+static PyObject *whole_microseconds(PyObject *Py_UNUSED(self), PyObject *times)
+{
+    Py_buffer given;
+    if (PyObject_GetBuffer(times, &given, PyBUF_SIMPLE | PyBUF_FORMAT)) return NULL;
+    bool is_double = given.itemsize == sizeof(double) && given.format && !strcmp(given.format, "d");
+    PyObject *rounded = is_double ? PyTuple_New(given.len / given.itemsize) : NULL;
+    for (Py_ssize_t place = 0; rounded && place < PyTuple_GET_SIZE(rounded); place++) {
+        PyObject *time = PyFloat_FromDouble((double)(long long)(((double *)given.buf)[place] * 1e6 + 0.5) / 1e6);
+        if (time) PyTuple_SET_ITEM(rounded, place, time);
+        else Py_CLEAR(rounded);
+    }
+    PyBuffer_Release(&given);
+    if (!is_double) PyErr_SetString(PyExc_TypeError, "expected an array of type d");
+    return rounded;
+}
+
 static bool is_plain(const unsigned char *text, Py_ssize_t size)
 {
     for (Py_ssize_t place = 0; place < size; place++)
@@ -672,7 +696,7 @@ static bool is_plain(const unsigned char *text, Py_ssize_t size)
     return size > 0;
 }
 
-static PyObject *plain_texts(PyObject *Py_UNUSED(self), PyObject *arguments)
+static PyObject *plain_sizes(PyObject *Py_UNUSED(self), PyObject *arguments)
 {
     PyObject *messages;
     Py_ssize_t place;
@@ -680,8 +704,8 @@ static PyObject *plain_texts(PyObject *Py_UNUSED(self), PyObject *arguments)
     Py_ssize_t head_size, tail_size;
     if (!PyArg_ParseTuple(arguments, "O!ny#y#", &PyList_Type, &messages, &place, &head, &head_size, &tail, &tail_size))
         return NULL;
-    PyObject *texts = PyList_New(0);
-    for (; texts && place >= 0 && place < PyList_GET_SIZE(messages); place++) {
+    PyObject *sizes = PyList_New(0);
+    for (; sizes && place >= 0 && place < PyList_GET_SIZE(messages); place++) {
         PyObject *message = PyList_GET_ITEM(messages, place);
         if (!PyBytes_Check(message)) break;
         const char *bytes = PyBytes_AS_STRING(message);
@@ -689,15 +713,16 @@ static PyObject *plain_texts(PyObject *Py_UNUSED(self), PyObject *arguments)
         if (size <= 0 || memcmp(bytes, head, (size_t)head_size) || memcmp(bytes + head_size + size, tail, (size_t)tail_size) ||
             !is_plain((const unsigned char *)bytes + head_size, size))
             break;
-        if (!append_new(texts, PyUnicode_FromStringAndSize(bytes + head_size, size))) Py_CLEAR(texts);
+        if (!append_new(sizes, PyLong_FromSsize_t(size))) Py_CLEAR(sizes);
     }
-    return texts;
+    return sizes;
 }
 
 static PyMethodDef functions[] = {
     {"arrivals", arrivals, METH_VARARGS, "As arrivals of loadtest/client/timestamps.py."},
     {"event_chunks", event_chunks, METH_VARARGS, "As event_chunks of loadtest/client/http1.py."},
-    {"plain_texts", plain_texts, METH_VARARGS, "As plain_texts of loadtest/client/protocols/shape.py."},
+    {"plain_sizes", plain_sizes, METH_VARARGS, "As plain_sizes of loadtest/client/protocols/shape.py."},
+    {"whole_microseconds", whole_microseconds, METH_O, "As whole_microseconds of loadtest/client/timestamps.py."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -713,7 +738,10 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__receiver(void)
 {
-    PyObject *made = PyModule_Create(&module);
+    PyObject *array_module = PyImport_ImportModule("array");
+    array_type = array_module ? PyObject_GetAttrString(array_module, "array") : NULL;
+    Py_XDECREF(array_module);
+    PyObject *made = array_type ? PyModule_Create(&module) : NULL;
     bool whole = made && !add_type(made, "Receiver", &receiver_type);
 #ifdef __linux__
     whole = whole && !add_type(made, "ReceivingThread", &thread_type);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -31,7 +32,7 @@ CHUNKS_END = b"0\r\n\r\n"
 LAST_CHUNK = b"\r\n" + CHUNKS_END  # and the end of the one before it
 QUEUE_FULL = ("Maximum queue size", "Exceeds maximum queue size")
 
-Sink: TypeAlias = Callable[[Sequence[bytes], Sequence[float]], None]
+Sink: TypeAlias = Callable[[list[bytes], "array[float]"], None]
 """Takes messages of a reply and the arrival time of the last byte of each, in seconds."""
 
 Dating: TypeAlias = Callable[[Pieces, float], Sequence[float]]
@@ -92,7 +93,7 @@ class Session:
         self.arrived_s = sent_s
         self._reply_bytes = 0
         self._messages: list[bytes] = []
-        self._times_s: list[float] = []
+        self._times_s: array[float] = array("d")
 
     @property
     def quiet(self) -> Quiet:
@@ -107,7 +108,7 @@ class Session:
     def _deliver(self) -> None:
         """Pass the messages that were found to the sink."""
         messages, times_s = self._messages, self._times_s
-        self._messages, self._times_s = [], []
+        self._messages, self._times_s = [], array("d")
         if messages:
             self._sink(messages, times_s)
 
@@ -391,14 +392,14 @@ def _head_of(data: bytes) -> bytes:
 
 def _event_chunks(
     data: bytes, begin: int, ends: Sequence[int], arrivals_s: Sequence[float]
-) -> tuple[list[bytes], list[float], int]:
+) -> tuple[list[bytes], array[float], int]:
     """Take the chunks of whole lines from a place on; return their messages, when each arrived, and where they end.
 
     Args:
         ends: Where each piece ends in `data`.
         arrivals_s: When each arrived.
     """
-    messages, times_s = [], []
+    messages, times_s = [], array("d")
     while head := CHUNK_HEAD.match(data, begin):
         line, last = head.end(), head.end() + int(head[1], 16)
         if line == last or data[last - 1 : last + 2] != b"\n\r\n":
@@ -413,7 +414,7 @@ def _event_chunks(
     return messages, times_s, begin
 
 
-event_chunks: Callable[[bytes, int, Sequence[int], Sequence[float]], tuple[list[bytes], list[float], int]]
+event_chunks: Callable[[bytes, int, Sequence[int], Sequence[float]], tuple[list[bytes], array[float], int]]
 event_chunks = compiled("event_chunks", _event_chunks)
 
 

@@ -104,3 +104,11 @@ def _arrivals(
 
 
 arrivals: Callable[..., tuple[list[float], int, int]] = compiled("arrivals", _arrivals)
+
+
+def _whole_microseconds(times_s: array[float]) -> tuple[float, ...]:
+    """Return times from 0 on, rounded to microseconds."""
+    return tuple([int(time_s * 1e6 + 0.5) / 1e6 for time_s in times_s])
+
+
+whole_microseconds: Callable[[array[float]], tuple[float, ...]] = compiled("whole_microseconds", _whole_microseconds)

@@ -15,7 +15,7 @@ import gevent
 import gevent.socket
 from pydantic_core import to_json
 
-from loadtest.client import Connection, ServerConnections, UnreachableError
+from loadtest.client import Connection, ServerConnections, UnreachableError, whole_microseconds
 from loadtest.client.protocols import protocol_for
 from loadtest.client.protocols.base import Reply, RequestSpec
 from loadtest.generator.journal import FLUSH_S, Journal
@@ -132,7 +132,7 @@ class SenderState:
         self._recorded_s = time.monotonic()
         for fields_of in ended:
             fields = fields_of()
-            times_s = tuple([int(time_s * 1e6 + 0.5) / 1e6 for time_s in fields.pop("times_s")])
+            times_s = whole_microseconds(fields.pop("times_s"))
             record = RequestRecord(**fields, token_times_s=times_s, output_tokens=len(times_s), worker=self.worker)
             self.journal.note_end(record)
             if self.watch is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from loadtest.traffic import Prompt
 QUOTED_CHARACTERS = 12  # minimum length of a passage of the prompt that is removed from an error text
 HIDDEN = "[...]"
 SHAPES_TRIED = 4  # events of a block from which a shape is taken: the first may have a role and no text
+END_BYTES = 2  # events of one shape end alike
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class Reply:
     sent_s: float = 0.0
     done_s: float = 0.0
     times_s: array[float] = field(default_factory=lambda: array("d"))
-    sizes: array[int] = field(default_factory=lambda: array("L"))
+    sizes: list[int] = field(default_factory=list)
     stated_tokens: int | None = None
     bundled_tokens: int = 0
     prompt_tokens: int | None = None
@@ -171,12 +172,14 @@ class Protocol(ABC):
         path: Path of requests.
         model: Requested model.
         last_event: With which every whole reply ends, and no other; empty if there is none.
+        shape: The last one found: the next reply's, where events do not name their request.
     """
 
     grpc: ClassVar[bool] = False
     last_event: ClassVar[bytes] = b""
     path: str
     model: str
+    shape: Shape | None = None
 
     @abstractmethod
     def body(self, spec: RequestSpec) -> bytes:
@@ -224,7 +227,7 @@ def merged_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
 
 
-def read_messages(protocol: Protocol, messages: Sequence[bytes], times_s: Sequence[float], reply: Reply) -> None:
+def read_messages(protocol: Protocol, messages: list[bytes], times_s: array[float], reply: Reply) -> None:
     """Let a protocol process messages, each with its arrival time.
 
     A message that differs from an earlier one in its text alone is not parsed: see `Shape`.
@@ -232,16 +235,15 @@ def read_messages(protocol: Protocol, messages: Sequence[bytes], times_s: Sequen
     Raises:
         ProtocolError: One is an error, or is malformed; those before it count.
     """
-    shape: Shape | None = None
-    left, place = SHAPES_TRIED, 0
-    messages = list(messages)
+    left, place, shape = SHAPES_TRIED, 0, protocol.shape
     while place < len(messages):
-        if shape is not None and (texts := shape.texts_in(messages, place)):
-            reply.times_s.extend(times_s[place : place + len(texts)])
-            reply.sizes.extend(map(len, texts))
+        if shape is not None and (sizes := shape.sizes_in(messages, place)):
+            end = place + len(sizes)
+            reply.times_s.extend(times_s[place:end])
+            reply.sizes += sizes
             if reply.content is not None:
-                reply.content += texts if shape.is_kept else [""] * len(texts)
-            place += len(texts)
+                reply.content += shape.texts_of(messages[place:end])
+            place = end
             continue
         message, arrived_s = messages[place], times_s[place]
         place += 1
@@ -256,9 +258,9 @@ def read_messages(protocol: Protocol, messages: Sequence[bytes], times_s: Sequen
         except _SHAPE_ERRORS as error:
             # its text stays out of the record: it may be private
             raise ProtocolError(f"a malformed message of {len(message)} bytes: {type(error).__name__}") from error
-        if left:
+        if left and place < len(messages) and messages[place].endswith(message[-END_BYTES:]):  # else it has no other's
             left -= 1
-            shape = protocol.shape_of(message) or shape
+            shape = protocol.shape = protocol.shape_of(message) or shape
 
 
 def json_of(message: bytes) -> Any:

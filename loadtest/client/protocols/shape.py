@@ -55,22 +55,27 @@ class Shape:
             return None
         return text if text.isprintable() and '"' not in text and "\\" not in text else None
 
-    def texts_in(self, events: list[bytes], place: int) -> list[str]:
-        """Return the texts of the events from a place on, up to the first that has another shape or no plain text."""
-        return plain_texts(events, place, self.head, self.tail)
+    def sizes_in(self, events: list[bytes], place: int) -> list[int]:
+        """Return the sizes of the texts from a place on, up to the first event of another shape or other text."""
+        return plain_sizes(events, place, self.head, self.tail)
+
+    def texts_of(self, events: list[bytes]) -> list[str]:
+        """Return the texts of events with plain texts that are kept; empty ones where they are not."""
+        begin, end = len(self.head), -len(self.tail)
+        return [event[begin:end].decode() for event in events] if self.is_kept else [""] * len(events)
 
 
-def _plain_texts(events: list[bytes], place: int, head: bytes, tail: bytes) -> list[str]:
-    """Return the texts between head and tail from a place on, up to the first that is not of printable ASCII alone."""
-    texts = []
+def _plain_sizes(events: list[bytes], place: int, head: bytes, tail: bytes) -> list[int]:
+    """Return the characters between head and tail from a place on, up to the first that are not all printable ASCII."""
+    sizes = []
     for event in events[place:]:
         text = event[len(head) : len(event) - len(tail)]
         if len(event) <= len(head) + len(tail) or not (event.startswith(head) and event.endswith(tail)):
             break
         if not _PLAIN.fullmatch(text):
             break
-        texts.append(text.decode())
-    return texts
+        sizes.append(len(text))
+    return sizes
 
 
-plain_texts: Callable[[list[bytes], int, bytes, bytes], list[str]] = compiled("plain_texts", _plain_texts)
+plain_sizes: Callable[[list[bytes], int, bytes, bytes], list[int]] = compiled("plain_sizes", _plain_sizes)

@@ -121,3 +121,16 @@ def test_the_compiled_form_dates_pieces_alike(
         late = array("q", bytes(8 * 50))
         found.append((date(reads_s, delays_s, previous_s, began_s, late, (0.001, 5.0, 0.0001)), late))
     assert found[0] == found[1]
+
+
+@given(st.lists(st.floats(0, 1e9), max_size=20).map(lambda times_s: array("d", times_s)))
+def test_the_compiled_form_rounds_times_alike(times_s: array[float]) -> None:
+    """To the last digit, as close to the microsecond as can be; nothing else is rounded."""
+    assert timestamps.whole_microseconds(times_s) == timestamps._whole_microseconds(times_s)
+    assert all(
+        abs(rounded - time_s) <= 6e-7
+        for rounded, time_s in zip(timestamps.whole_microseconds(times_s), times_s, strict=True)
+    )
+    for wrong in (array("q", [1]), [1.0], b"12345678"):
+        with pytest.raises(TypeError):
+            timestamps.whole_microseconds(wrong)
