@@ -9,13 +9,14 @@ from typing import Any
 
 import gevent
 import numpy as np
+from gevent.event import Event
 
 from loadtest.client import Readings
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.generator.messages import CRASHED
 from loadtest.generator.sender import TICK_S, SenderState
 from loadtest.results import LogHistogram
-from loadtest.traffic import LevelPlan, closed_loop, open_loop
+from loadtest.traffic import LevelPlan, Lookahead, closed_loop, open_loop
 
 COUNTED_AT_ONCE = 100
 
@@ -49,6 +50,7 @@ class LevelRun:
         shared.open_began_s = begin_s
         shared.take_away_s()
         shared.connections.readings = Readings()
+        shared.ahead = Lookahead(shared.sampler, shared.maker, level)
         if plan.concurrency is not None:
             shared.loop = closed_loop(
                 shared.plan.scenario,
@@ -71,7 +73,7 @@ class LevelRun:
                 workers=shared.workers,
             )
         self._users = len(shared.loop.users) if plan.concurrency is not None else 1
-        self._lateness = _Lateness()
+        self._ticks = _Ticks()
         start({(OPEN_USERS if plan.concurrency is None else CLOSED_USERS): self._users})
 
     @property
@@ -96,6 +98,11 @@ class LevelRun:
         """The first id after all ids of this share's requests."""
         opened = self._shared.opened
         return opened.next_id if self._plan.concurrency is None and opened else self._shared.loop.next_id
+
+    def await_tick(self) -> None:
+        """Wait until this process's timer fires next."""
+        self._ticks.fired.clear()
+        self._ticks.fired.wait()
 
     def check_users(self) -> None:
         """End the run if a user has crashed; its traceback is in this process's log."""
@@ -126,14 +133,14 @@ class LevelRun:
         shared.is_out_of_time = whole and not is_done and not shared.suffices
         self._stop()
         shared.flush()
-        self._lateness.stop()
+        self._ticks.stop()
         return {
             "begin_s": self.begin_s,
             "measure_s": self._measure_s(end_s),
             "end_s": end_s,
             "complete": (is_done or shared.suffices) and not shared.why_end,
             "sufficed": shared.suffices,
-            "generator_late_p99_s": self._lateness.p99_s(),
+            "generator_late_p99_s": self._ticks.late_p99_s(),
             "away_s": shared.take_away_s(),
             "read_late_p99_s": shared.connections.readings.late_p99_s(),
             "clock": shared.connections.readings.clock,
@@ -150,10 +157,15 @@ class LevelRun:
         return end_s if shared.loop.measure_s is None else shared.loop.measure_s
 
 
-class _Lateness:
-    """Lateness of this process's timers: a busy generator adds it to every time it records."""
+class _Ticks:
+    """This process's timer and its lateness: a busy generator adds it to every time it records.
+
+    Attributes:
+        fired: Set whenever it fires, so that a greenlet can wait without a timer of its own.
+    """
 
     def __init__(self) -> None:
+        self.fired = Event()
         self._late = LogHistogram()
         self._recent: list[float] = []
         self._timer = gevent.get_hub().loop.timer(TICK_S, TICK_S)
@@ -167,6 +179,7 @@ class _Lateness:
         self._recent.append(time.monotonic() - self._due_s)
         if len(self._recent) >= COUNTED_AT_ONCE:
             self._count()
+        self.fired.set()
         self._start()
 
     def stop(self) -> None:
@@ -174,8 +187,8 @@ class _Lateness:
         self._timer.stop()
         self._timer.close()
 
-    def p99_s(self) -> float:
-        """Return the 99th percentile, 0 without samples."""
+    def late_p99_s(self) -> float:
+        """Return the 99th percentile of the lateness, 0 without samples."""
         self._count()
         return self._late.quantile(0.99) or 0.0
 

@@ -39,7 +39,6 @@ from loadtest.traffic import LevelPlan, OpenLoop, Turn
 
 BACK_OFF_S = 0.05  # pause after a failed request, to avoid flooding a server that refuses
 STOP_WITHIN_S = 0.2  # how quickly an open loop notices that it is over
-WATCH_S = 0.05  # interval of checks whether a level is over
 
 
 class StreamUser(locust.User):
@@ -203,7 +202,7 @@ def run_level(
 
     ticker = gevent.spawn(tell_progress, statistics)
     while not share.is_done and not shared.suffices and not shared.why_end and shared.now_s() - begin_s < limit_s:
-        gevent.sleep(WATCH_S)
+        share.await_tick()
         share.check_users()
     facts = share.finish(whole=not shared.why_end)
     ticker.kill()

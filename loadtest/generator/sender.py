@@ -27,6 +27,7 @@ from loadtest.traffic import (
     ConversationSampler,
     ConversationState,
     LevelPlan,
+    Lookahead,
     OpenLoop,
     Prompt,
     PromptMaker,
@@ -34,7 +35,7 @@ from loadtest.traffic import (
 )
 
 PROBE_S = 0.25  # interval of checks for a server that went away
-TICK_S = 0.02  # interval of the generator's timer check
+TICK_S = 0.05  # interval of the generator's own timer: it is timed, and is when a level is found to be over
 RECORDED_AT_ONCE = 8  # ended requests: together they take less time than apart, and delay what is due meanwhile
 
 
@@ -58,6 +59,7 @@ class SenderState:
         self.plan = plan
         self.maker = PromptMaker(plan.scenario, Path(plan.prompts))
         self.sampler = ConversationSampler(plan.scenario, self.maker.rows)
+        self.ahead = Lookahead(self.sampler, self.maker, 0)
         self.journal = journal
         self.worker, self.workers = worker, workers
         self.watch = watch
@@ -92,7 +94,7 @@ class SenderState:
 
     def begin_conversation(self, number: int) -> ConversationState:
         """Start a conversation of the current level."""
-        return self.sampler.begin(number, self.level)
+        return self.ahead.begin(number)
 
     def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float) -> None:
         """Record a request as in flight."""
@@ -127,7 +129,7 @@ class SenderState:
             self.flush()
 
     def flush(self) -> None:
-        """Write the records of all requests that have ended."""
+        """Write the records of all requests that have ended; make as many prompts for a closed loop's next ones."""
         ended, self._ended = self._ended, []
         self._recorded_s = time.monotonic()
         for fields_of in ended:
@@ -138,6 +140,8 @@ class SenderState:
             if self.watch is not None:
                 self.watch.note(record)
         self.journal.flush()
+        if ended and self.opened is None and not self.loop.is_over:
+            self.ahead.make(self.loop.next_conversations(RECORDED_AT_ONCE))
 
     def note_reach(self, failure: Exception | None) -> None:
         """Record whether a request reached the server; after a while without any, the server is considered gone."""
@@ -194,7 +198,7 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
     """
     if turn.state is None:
         raise ValueError(f"request {turn.id} has no conversation and therefore no prompt")
-    prompt = shared.maker.prompt(turn.state)
+    prompt = shared.ahead.prompt(turn.state)
     spec = RequestSpec(f"r{turn.id}", prompt, turn.asked_tokens, turn.exact, shared.maker.end_id)
     reply = Reply(content=[] if shared.maker.wants_reply(turn.state) else None)
     shared.note_sent(turn, prompt, scheduled_s)

@@ -11,6 +11,7 @@ from loadtest.traffic.conversations import (
     length_stats_of,
 )
 from loadtest.traffic.levels import LevelPlan, Turn, plans_of, turn_of
+from loadtest.traffic.lookahead import Lookahead
 from loadtest.traffic.open_loop import OpenLoop, open_loop
 from loadtest.traffic.prepare import count_rows, prepare
 from loadtest.traffic.prompts import GOLDEN, PREPARED_SUFFIXES, Prompt, PromptMaker
@@ -25,6 +26,7 @@ __all__ = [
     "ConversationState",
     "LengthStats",
     "LevelPlan",
+    "Lookahead",
     "OpenLoop",
     "Prompt",
     "PromptMaker",

@@ -101,6 +101,10 @@ class ClosedLoop:
         """Whether all users of this share have warmed up."""
         return not self.warmup_requests or len(self._warmed) == len(self.users)
 
+    def next_conversations(self, count: int) -> range:
+        """Return the numbers of the next conversations to begin."""
+        return range(self._next_state, self._next_state + count * self.workers, self.workers)
+
     def begin(self, now_s: float) -> None:
         """Measure from now on."""
         self.measure_s = now_s

@@ -14,6 +14,7 @@ from loadtest.scenario.schema import Conversations, Lengths, Prefixes, Scenario
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, Trace
 from loadtest.traffic.conversations import ConversationSampler, ConversationState
 from loadtest.traffic.levels import LevelPlan, plans_of
+from loadtest.traffic.lookahead import MAX_TOKENS, Lookahead
 from loadtest.traffic.prepare import count_rows, prepare
 from loadtest.traffic.prompts import Prompt, PromptMaker
 from loadtest.traffic.token_text import Message, chat_text, encoded, file_text, read_messages, read_tokenizer
@@ -393,3 +394,33 @@ def test_a_trace_can_be_played_with_prompts_of_ones_own(
     assert (
         ConversationSampler(scenario).begin_arrival(0, plan.arrivals[0]).prompt_tokens == 5
     )  # a prediction needs no tokenizer
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["ids", "text"])
+@pytest.mark.parametrize("name", list(SCENARIOS))
+def test_what_is_made_ahead_is_what_would_be_made(name: str, as_text: bool, bytes_path: Path, tmp_path: Path) -> None:
+    """Whether a conversation was made ahead or not, and however often: it is the same, with the same prompts."""
+    maker, mix = _maker(SCENARIOS[name], bytes_path, tmp_path / "prompts", as_text=as_text)
+    ahead = Lookahead(mix, maker, 0)
+    for number in range(12):
+        if number % 5 == 1:
+            ahead.make(range(number, number + 3))
+        made, apart = ahead.begin(number), mix.begin(number)
+        while not apart.is_over:
+            assert ahead.prompt(made) == maker.prompt(apart)
+            for state in (made, apart):
+                maker.keep(state, state.exchange.reply_tokens, None)
+                state.go_on(state.exchange.reply_tokens)
+        assert made.is_over
+
+
+def test_long_prompts_are_made_one_at_a_time(bytes_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the load generator would be held up; short ones are made together, once each."""
+    for isl, at_once in ((MAX_TOKENS, 1), (64, 8)):
+        scenario = Scenario(lengths=Lengths(isl=isl, osl=8), concurrency=(1,), requests=1)
+        maker, mix = _maker(scenario, bytes_path, tmp_path / str(isl), as_text=False)
+        made: list[int] = []
+        monkeypatch.setattr(maker, "prompt", lambda state, made=made: made.append(state.conversation.number))
+        ahead = Lookahead(mix, maker, 0)
+        ahead.make(range(8))
+        assert made == list(range(at_once))
