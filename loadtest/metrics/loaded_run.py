@@ -78,12 +78,17 @@ def load_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     return [_load(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
 
 
-def summary_of_runs(folders: Sequence[Path]) -> Summary:
+def summary_of_runs(folders: Sequence[Path], records: Sequence[Columns | None]) -> Summary:
     """Return the summary of runs of one kind without confidence intervals, as displayed at a run's end.
 
     Raises as `load_runs` does.
+
+    Args:
+        records: Of each run; None: they are read.
     """
-    runs = load_runs(folders)
+    _refuse_unusable(folders)
+    named_folders = zip(folders, _names(folders), records, strict=True)
+    runs = [_load(folder, name, columns) for folder, name, columns in named_folders]
     first, *others = parts = [run.summary(confidence=False) for run in runs]
     named = [
         issue.model_copy(update={"text": f"{run.name}: {issue.text}"}) if others else issue
@@ -120,10 +125,11 @@ def _refuse_unusable(folders: Sequence[Path]) -> None:
         raise UserError("the same run was given twice", hint="give different run folders")
 
 
-def _load(folder: Path, name: str) -> LoadedRun:
+def _load(folder: Path, name: str, columns: Columns | None = None) -> LoadedRun:
     manifest = read_run(folder)
     try:
-        return LoadedRun(folder, name, manifest, columns_of(read_records(folder)), list(read_samples(folder)))
+        records = columns_of(read_records(folder)) if columns is None else columns
+        return LoadedRun(folder, name, manifest, records, list(read_samples(folder)))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engines.console import quoted
-from engines.errors import MissingError, ToolError
+from engines.errors import MissingError, ToolError, UserError
 from engines.files import MadeBy, Source, write_json
 from engines.outputs import folder_in_place
 from engines.signals import interrupts_deferred
@@ -25,10 +25,13 @@ from loadtest.results import (
     RUN_FILES,
     RUN_NAME,
     SAMPLES_NAME,
+    Columns,
     Level,
     RunManifest,
     ValidityIssue,
     WorkerClock,
+    columns_of,
+    read_records,
 )
 from loadtest.run.early_stop import EarlyStop, Enough
 from loadtest.run.fork import run_in_child
@@ -117,7 +120,18 @@ class RunProgress:
             self.begun = None
 
 
-def run_scenario(request: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
+class FinishedRun(NamedTuple):
+    """A run that has ended.
+
+    Attributes:
+        records: None if they contain what is impossible, which `read_records` refuses.
+    """
+
+    manifest: RunManifest
+    records: Columns | None
+
+
+def run_scenario(request: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> FinishedRun:
     """Run a scenario's levels against a server.
 
     The folder is filled during the run. However the run ends, `run.json` describes what was done and the records so far
@@ -136,7 +150,7 @@ def run_scenario(request: RunRequest, generators: Generators, folder: Path, term
         return _run_levels(request, generators, folder, terminal)
 
 
-def _run_levels(request: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
+def _run_levels(request: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> FinishedRun:
     out, target = request.out, request.target
     if target.facts.emulated:
         terminal.line(f"{target.label}: latencies and rates are shown in engine time")
@@ -181,7 +195,7 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
         run, observations = _complete(request, folder, progress, generators.fleet.processes)
         if is_stopped:
             terminal.line(_recorded_text(out, observations))
-    _require_success(out, run, observations, generators.failed_workers(), hint=progress.hint)
+    _require_success(out, run.manifest, observations, generators.failed_workers(), hint=progress.hint)
     return run
 
 
@@ -248,8 +262,8 @@ def _time_left(plan: GeneratorPlan, levels: Sequence[LevelPlan]) -> TimeLeft:
 
 def _complete(
     request: RunRequest, folder: Path, progress: RunProgress, workers: int
-) -> tuple[RunManifest, dict[int, LevelObservations]]:
-    """Write records for lost requests, and `run.json`; return it, and aggregates of the records.
+) -> tuple[FinishedRun, dict[int, LevelObservations]]:
+    """Write records for lost requests, and `run.json`; return both, and aggregates of the records.
 
     Raises:
         ToolError: They cannot be written.
@@ -260,7 +274,8 @@ def _complete(
         if progress.interrupted is not None:
             with contextlib.suppress(OSError):  # disk full, which is already the reason for the end of the run
                 add_lost(records, folder / UNDER_WAY_NAME, now_s=progress.now_s)
-        observations = observations_of(out) if records.is_file() else {}
+        columns, is_possible = own_records(out) if records.is_file() else (columns_of([]), False)
+        observations = observations_of(columns)
         validity_issues = list(
             validity_issues_of(request.scenario, facts, progress.levels, observations, progress.clocks, out)
         )
@@ -272,7 +287,15 @@ def _complete(
         raise ToolError(
             f"{out}: the run could not be completed: {error.strerror}", hint=(f"the records so far are in {records}")
         ) from error
-    return run, observations
+    return FinishedRun(run, columns if is_possible else None), observations
+
+
+def own_records(out: Path) -> tuple[Columns, bool]:
+    """Return a run's own records, and whether they are possible; impossible ones are kept."""
+    try:
+        return columns_of(read_records(out)), True
+    except UserError:
+        return columns_of(read_records(out, check=False)), False
 
 
 def _manifest(request: RunRequest, progress: RunProgress, workers: int) -> RunManifest:

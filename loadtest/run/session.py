@@ -10,10 +10,9 @@ from pathlib import Path
 
 from engines.console import command_line
 from engines.files import made_by, source_of
-from loadtest.results import RunManifest
 from loadtest.run.early_stop import Enough
 from loadtest.run.processes import GeneratorProcesses, Generators
-from loadtest.run.runner import RunRequest, run_scenario
+from loadtest.run.runner import FinishedRun, RunRequest, run_scenario
 from loadtest.run.target import TargetOptions, target_of
 from loadtest.run.terminal import Terminal
 from loadtest.scenario import Scenario, inputs_of
@@ -29,7 +28,7 @@ def run_once(
     keep_text: bool = False,
     fleet: GeneratorProcesses | None = None,
     enough: Enough | None = None,
-) -> RunManifest:
+) -> FinishedRun:
     """Run a scenario once; the generators start while the server is queried. Raises as `run_scenario` does.
 
     Args:

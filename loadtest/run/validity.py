@@ -20,8 +20,6 @@ from loadtest.results import (
     ServerFacts,
     ValidityIssue,
     WorkerClock,
-    columns_of,
-    read_records,
     read_samples,
 )
 from loadtest.scenario import Scenario, ValidityLimits
@@ -71,9 +69,8 @@ class LevelObservations:
         )
 
 
-def observations_of(out: Path) -> dict[int, LevelObservations]:
-    """Read a run's records once; return the aggregates by level. Raises as `read_records` does."""
-    records = columns_of(read_records(out, check=False))
+def observations_of(records: Columns) -> dict[int, LevelObservations]:
+    """Return the aggregates of a run's records by level."""
     levels = np.unique(records.level)
     return {int(level): LevelObservations.of(records.select(records.level == level)) for level in levels}
 

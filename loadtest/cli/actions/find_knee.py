@@ -72,7 +72,7 @@ def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]
         # Detected settings are printed for the first probe only.
         target, server = server, replace(server, is_quiet=True)
         played = run_once("find-knee", scenario, folder, target, force=flags["force"], enough=enough)
-        for issue in played.validity_issues:
+        for issue in played.manifest.validity_issues:
             progress(f"not valid: {issue.code}: {issue.text}")
 
     return run

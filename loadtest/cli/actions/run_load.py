@@ -16,8 +16,8 @@ from engines.ports import why_not_free
 from loadtest.cli.options import load_options, outlook, scenario_of, target_options
 from loadtest.cli.tables import show_energy, show_speculation, show_summary
 from loadtest.metrics import summary_of_runs
-from loadtest.results import RUN_FILES, RunManifest
-from loadtest.run import GeneratorProcesses, join, run_once
+from loadtest.results import RUN_FILES
+from loadtest.run import FinishedRun, GeneratorProcesses, join, run_once
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
@@ -55,14 +55,15 @@ def run(**flags: Any) -> None:
     _show(runs, folders, out, flags)
 
 
-def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags: dict[str, Any]) -> None:
+def _show(finished: Sequence[FinishedRun], folders: Sequence[Path], out: Path, flags: dict[str, Any]) -> None:
+    runs = [run.manifest for run in finished]
     validity_issues = [issue for run in runs for issue in run.validity_issues]
     if flags["as_json"]:
         show(
             "[" + ",".join(to_json(run).rstrip() for run in runs) + "]" if len(runs) > 1 else to_json(runs[0]).rstrip()
         )
     else:
-        summary = summary_of_runs(folders)
+        summary = summary_of_runs(folders, [run.records for run in finished])
         show_summary(summary)
         show_speculation(summary)
         show_energy(summary)

@@ -12,13 +12,13 @@ import pytest
 from engines.errors import UserError
 from engines.files import made_by, write_json
 from loadtest.cli import report_load
-from loadtest.metrics.loaded_run import load_runs
+from loadtest.metrics.loaded_run import load_runs, summary_of_runs
 from loadtest.report.charts.distributions import _tail_panel
 from loadtest.report.comparison import compare
 from loadtest.report.comparison_schema import Change
 from loadtest.report.gate import Gate, cases_of
 from loadtest.report.report import summarize_runs
-from loadtest.results.records import Kind, RequestRecord, ValidityIssue
+from loadtest.results.records import REQUESTS_NAME, Kind, RequestRecord, ValidityIssue
 from tests.late import Late
 from tests.unit.loadtest.made import level, manifest
 
@@ -240,3 +240,13 @@ def test_tails_end_where_the_sample_does(tmp_path: Path) -> None:
     panel = figure.subplots()
     _tail_panel(panel, [("10", "#000000", ttft)], "tail")
     assert min(panel.lines[0].get_ydata()) >= 1 / ttft.size
+
+
+def test_records_that_were_read_are_not_read_again(tmp_path: Path) -> None:
+    """A run's summary at its end is the same from what its validity was decided on."""
+    folders = [run(tmp_path / "one"), run(tmp_path / "two", seed=1)]
+    first, second = load_runs(folders)
+    read = summary_of_runs(folders, [None, None])
+    (folders[0] / REQUESTS_NAME).unlink()
+    assert summary_of_runs(folders, [first.columns, None]) == read
+    assert [level.requests for level in read.levels] == [400, len(second.columns)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loadtest.generator.progress import Progress
-from loadtest.results.records import Level
-from loadtest.run.runner import RunProgress
+from loadtest.results.records import REQUESTS_NAME, Level
+from loadtest.run.runner import RunProgress, own_records
 from loadtest.run.terminal import Terminal
+from tests.unit.loadtest.generator.test_journal import record
 
 LEVEL: dict[str, Any] = {
     "concurrency": 4,
@@ -60,3 +62,13 @@ def test_why_a_run_ended_early_is_kept(terminal: Terminal) -> None:
     """The generator's own words, and which worker was lost."""
     happened = _follow(terminal, {"lost": "worker 1 on b was lost"}, {"ended": "worker 1 on b was lost"})
     assert (happened.lost, happened.interrupted) == ("worker 1 on b was lost",) * 2
+
+
+@pytest.mark.parametrize(("ids", "is_possible"), [((0, 1), True), ((0, 0), False)])
+def test_a_run_keeps_its_own_records_and_says_if_they_are_impossible(
+    ids: tuple[int, ...], is_possible: bool, tmp_path: Path
+) -> None:
+    """A repeated id, which a report refuses, does not keep a run from being completed."""
+    (tmp_path / REQUESTS_NAME).write_text("".join(record(number).model_dump_json() + "\n" for number in ids))
+    columns, found = own_records(tmp_path)
+    assert (columns.id.tolist(), found) == (list(ids), is_possible)

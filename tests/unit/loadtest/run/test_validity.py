@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.results import records
-from loadtest.results.records import REQUESTS_NAME, SAMPLES_NAME, Level, RequestRecord, Sample, ServerFacts, WorkerClock
-from loadtest.run import validity
+from loadtest.results.columns import columns_of
+from loadtest.results.records import SAMPLES_NAME, Level, RequestRecord, Sample, ServerFacts, WorkerClock
 from loadtest.run.validity import observations_of, validity_issues_of
 from loadtest.scenario.schema import Scenario
 from tests.unit.loadtest.generator.test_journal import record
@@ -47,9 +47,9 @@ def _codes(
     clocks: tuple[WorkerClock, ...] = (),
     samples: tuple[Sample, ...] = (),
 ) -> list[tuple[str, int | None]]:
-    (out / REQUESTS_NAME).write_text("".join(each.model_dump_json() + "\n" for each in of_run))
     (out / SAMPLES_NAME).write_text("".join(each.model_dump_json() + "\n" for each in samples))
-    found = validity_issues_of(Scenario(), facts or _facts(), levels, observations_of(out), clocks, out)
+    observations = observations_of(columns_of(of_run))
+    found = validity_issues_of(Scenario(), facts or _facts(), levels, observations, clocks, out)
     return [(issue.code, issue.level) for issue in found]
 
 
@@ -116,8 +116,8 @@ def test_an_emulator_behind_its_clock_is_a_validity_issue_where_it_was(tmp_path:
     assert _codes(tmp_path, of_run, *levels, facts=facts, samples=tuple(samples)) == [("emulator-late", 1)]
 
 
-def test_records_and_samples_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many levels a run has, its files are gone through once each."""
+def test_samples_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many levels a run has."""
     opened = []
 
     def counting(path: Path):  # type: ignore[no-untyped-def]
@@ -126,11 +126,10 @@ def test_records_and_samples_are_read_once(tmp_path: Path, monkeypatch: pytest.M
 
     original = records._lines
     monkeypatch.setattr(records, "_lines", counting)
-    assert validity.read_records is records.read_records
     of_run = [record(number, level=number % 5) for number in range(20)]
     sample = (Sample(t_s=2.0, values={}),)
     _codes(tmp_path, of_run, *[_level()] * 5, facts=_facts(emulated=True), samples=sample)
-    assert sorted(opened) == [REQUESTS_NAME, SAMPLES_NAME]
+    assert opened == [SAMPLES_NAME]
 
 
 def test_a_replaced_version_of_the_emulator_does_not_count(tmp_path: Path) -> None:
