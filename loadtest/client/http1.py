@@ -432,7 +432,16 @@ def _stated_error(body: bytes) -> str | None:
     error = loaded.get("error") if isinstance(loaded, dict) else None
     if isinstance(error, dict):
         error = error.get("message", error)
-    return None if error is None else str(error)[:ERROR_TEXT_BYTES]
+    return None if error is None else stated_text(str(error))
+
+
+def stated_text(value: Any) -> str:
+    """Return the beginning of a text as a server states it, in a form that can be written: no half surrogate pairs.
+
+    Raises:
+        TypeError: It is not a text.
+    """
+    return str.encode(value, errors="replace").decode()[:ERROR_TEXT_BYTES]
 
 
 def _text(body: bytes) -> str:

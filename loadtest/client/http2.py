@@ -52,6 +52,7 @@ STATUS_NAMES = (
     "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
     "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
 )  # fmt: skip
+STATUS_OF_CODE = {str(code): name for code, name in enumerate(STATUS_NAMES)}
 _WORD = struct.Struct(">I")
 _SETTING = struct.Struct(">HI")
 
@@ -210,7 +211,7 @@ class GrpcSession(Session):
             if self._status not in {"", "200"}:
                 raise ProtocolError(f"HTTP status {self._status}", rejected=self._status in {"429", "503"})
             raise CutError("the stream ended without a gRPC status")
-        name = STATUS_NAMES[int(code)] if code.isdecimal() and int(code) < len(STATUS_NAMES) else f"status {code}"
+        name = STATUS_OF_CODE.get(code, f"status {code[:20]}")
         raise ProtocolError(f"{name}: {text}", rejected=name == "RESOURCE_EXHAUSTED")
 
     def _on_data(self, flags: int, stream: int, payload: bytes, read_s: float, delay_s: float) -> None:

@@ -3,6 +3,7 @@
 from loadtest.results.columns import OUTCOMES, PHASES, UNKNOWN, Bools, Columns, Floats, Ints, columns_of
 from loadtest.results.histogram import LogHistogram
 from loadtest.results.records import (
+    LATEST_S,
     PROMPTS_NAME,
     REQUESTS_NAME,
     RUN_FILES,
@@ -39,6 +40,7 @@ from loadtest.results.token_spans import TokenSpans, Weighted
 
 __all__ = [
     "ACCEPTED_AT",
+    "LATEST_S",
     "MEANINGS",
     "OUTCOMES",
     "PHASES",

@@ -8,7 +8,7 @@ counts hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -164,7 +164,7 @@ class PromptMaker:
             return
         if reply is None:
             raise ValueError(f"conversation {state.conversation.number}: the words of its reply are not given")
-        text = "".join(part for part in reply if isinstance(part, str))
+        text = _whole_text(part for part in reply if isinstance(part, str))
         state.pieces.append(Piece("assistant", tokens, [part for part in reply if isinstance(part, int)], text))
 
     def _joined(self, pieces: list[Piece]) -> Prompt:
@@ -317,3 +317,8 @@ def _ids_of(pieces: list[Piece]) -> list[int]:
     for piece in pieces:
         ids += piece.ids
     return ids
+
+
+def _whole_text(parts: Iterable[str]) -> str:
+    """Return parts of a reply as one text: halves of a surrogate pair put together, and single ones replaced."""
+    return "".join(parts).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

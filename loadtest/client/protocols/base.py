@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Mapping
@@ -15,11 +16,13 @@ from pydantic_core import from_json
 from engines.files import MAX_TOKENS
 from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.client.protocols.shape import Shape
-from loadtest.results import Outcome
+from loadtest.results import LATEST_S, Outcome
 from loadtest.traffic import Prompt
 
 QUOTED_CHARACTERS = 12  # minimum length of a passage of the prompt that is removed from an error text
 HIDDEN = "[...]"
+MAX_REPLY_TOKENS = 1 << 20  # the time of each is kept and written
+MAX_TOKEN_ID = 2**31 - 1
 SHAPES_TRIED = 4  # events of a block from which a shape is taken: the first may have a role and no text
 END_BYTES = 2  # events of one shape end alike
 
@@ -42,7 +45,7 @@ class RequestSpec:
     end_id: int | None = None
 
 
-def stated_count(value: Any) -> int:
+def stated_count(value: Any, limit: int = MAX_TOKENS) -> int:
     """Return a number of tokens as a server states it.
 
     Raises:
@@ -51,9 +54,33 @@ def stated_count(value: Any) -> int:
     if isinstance(value, float) and not value.is_integer():
         raise ProtocolError(f"the server states {value} tokens")
     count = int(value)
-    if not 0 <= count <= MAX_TOKENS:
+    if not 0 <= count <= limit:
         raise ProtocolError(f"the server states {str(count)[:20]} tokens")
     return count
+
+
+def stated_queue_s(value: Any) -> float:
+    """Return a time in the server's queue as the server states it.
+
+    Raises:
+        ProtocolError: It is negative, or longer than any run.
+    """
+    queue_s = float(value)
+    if not 0 <= queue_s <= LATEST_S:
+        raise ProtocolError(f"the server states a queue time of {queue_s:g} s")
+    return queue_s
+
+
+def stated_ids(value: Any) -> list[int]:
+    """Return token ids as a server states them: one or a list.
+
+    Raises:
+        ProtocolError: One is not the id of a token.
+    """
+    ids = value if isinstance(value, list) else [value]
+    if not all(type(each) is int and 0 <= each <= MAX_TOKEN_ID for each in ids):
+        raise ProtocolError("the server states a token that is no number from 0 on")
+    return ids
 
 
 @dataclass(slots=True)
@@ -92,17 +119,17 @@ class Reply:
     whole: bool = False
     rest: Callable[[], None] | None = None
 
-    def add(self, arrived_s: float, tokens: int = 1) -> None:
-        """Record the tokens of one message.
+    def add(self, arrived_s: float, tokens: Any = 1) -> None:
+        """Record the tokens of one message, as many as the server states.
 
         Raises:
             ProtocolError: The server states a count that no reply has.
         """
         if tokens == 1:
             self.times_s.append(arrived_s)
-        elif stated_count(tokens):
-            self.times_s.extend([arrived_s] * tokens)
-            self.bundled_tokens += tokens - 1
+        elif count := stated_count(tokens, MAX_REPLY_TOKENS - len(self.times_s)):
+            self.times_s.extend([arrived_s] * count)
+            self.bundled_tokens += count - 1
 
     def spread_stated_tokens(self) -> None:
         """Distribute the token count reported by the server over the messages by their characters, at least one each.
@@ -191,7 +218,7 @@ class Protocol(ABC):
 
         Raises:
             ProtocolError: It is an error reported by the server.
-            KeyError, TypeError, AttributeError, ValueError, IndexError: It is malformed.
+            KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, struct.error: It is malformed.
         """
 
     def shape_of(self, message: bytes) -> Shape | None:
@@ -224,7 +251,10 @@ def merged_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in {**values, **extra}.items() if value is not None}
 
 
-_SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
+_SHAPE_ERRORS = (
+    *(KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError),
+    *(OverflowError, struct.error),
+)
 
 
 def read_messages(protocol: Protocol, messages: list[bytes], times_s: array[float], reply: Reply) -> None:

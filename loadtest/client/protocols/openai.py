@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from engines.http_fetch import bearer
-from loadtest.client.http1 import CutError, ProtocolError, error_text
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, json_of, merged_over, stated_count
+from loadtest.client.http1 import CutError, ProtocolError, error_text, stated_text
+from loadtest.client.protocols.base import (
+    MAX_REPLY_TOKENS,
+    Protocol,
+    Reply,
+    RequestSpec,
+    json_of,
+    merged_over,
+    stated_count,
+    stated_queue_s,
+)
 from loadtest.client.protocols.shape import Shape
 
 DONE = b"[DONE]"
@@ -86,7 +94,8 @@ class OpenAi(Protocol):
             characters += self.text_of(choice)
             if reply.content is not None:
                 reply.content.append(self.text_in(choice))
-            reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
+            if reason := choice.get("finish_reason"):
+                reply.finish_reason = stated_text(reason)
         if characters:
             reply.add(arrived_s)
             reply.sizes.append(characters)
@@ -169,7 +178,7 @@ class OpenAiCompletions(OpenAi):
 
 
 def _note_usage(usage: Mapping[str, Any], reply: Reply) -> None:
-    reply.stated_tokens = stated_count(usage["completion_tokens"])
+    reply.stated_tokens = stated_count(usage["completion_tokens"], MAX_REPLY_TOKENS)
     reply.prompt_tokens = stated_count(usage.get("prompt_tokens") or 0) or None
     details = usage.get("prompt_tokens_details") or {}
     cached_tokens = details.get("cached_tokens")
@@ -177,7 +186,4 @@ def _note_usage(usage: Mapping[str, Any], reply: Reply) -> None:
     if cached_tokens is not None and stated_count(cached_tokens) <= (reply.prompt_tokens or 0):
         reply.cached_tokens = int(cached_tokens)
     if usage.get("queue_time") is not None:
-        queue_s = float(usage["queue_time"])
-        if not 0 <= queue_s < math.inf:
-            raise ProtocolError(f"the server states a queue time of {queue_s:g} s")
-        reply.queue_s = queue_s
+        reply.queue_s = stated_queue_s(usage["queue_time"])

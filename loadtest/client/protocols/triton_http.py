@@ -8,7 +8,16 @@ from typing import Any
 
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.http1 import ProtocolError, error_text
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, json_of, merged_over
+from loadtest.client.protocols.base import (
+    Protocol,
+    Reply,
+    RequestSpec,
+    json_of,
+    merged_over,
+    stated_count,
+    stated_ids,
+    stated_queue_s,
+)
 
 ENGINE_MODEL = "tensorrt_llm"
 
@@ -33,12 +42,10 @@ class TritonHttp(Protocol):
         document = json_of(message)
         if "error" in document:
             raise ProtocolError(error_text(message) or "an error without text")
-        reply.add(arrived_s, int(document.get("sequence_length", 1)))
+        reply.add(arrived_s, document.get("sequence_length", 1))
         if reply.content is not None:
-            ids = document.get("output_ids", [])
-            reply.content += (
-                [document["text_output"]] if "text_output" in document else ids if isinstance(ids, list) else [ids]
-            )
+            is_text = "text_output" in document
+            reply.content += [document["text_output"]] if is_text else stated_ids(document.get("output_ids", []))
         note_perf_metrics(document, reply, self._endpoint.kv_block_tokens)
 
 
@@ -67,6 +74,6 @@ def note_perf_metrics(document: Mapping[str, Any], reply: Reply, kv_block_tokens
     """Record TensorRT-LLM's own timings, in nanoseconds of its clock, and the KV blocks it found."""
     arrived_ns, scheduled_ns = document.get("arrival_time_ns"), document.get("first_scheduled_time_ns")
     if arrived_ns and scheduled_ns:
-        reply.queue_s = (scheduled_ns - arrived_ns) * 1e-9
+        reply.queue_s = stated_queue_s((scheduled_ns - arrived_ns) * 1e-9)
     if kv_block_tokens and "kv_cache_reused_blocks" in document:
-        reply.cached_tokens = document["kv_cache_reused_blocks"] * kv_block_tokens
+        reply.cached_tokens = stated_count(document["kv_cache_reused_blocks"]) * kv_block_tokens

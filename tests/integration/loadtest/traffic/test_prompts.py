@@ -94,6 +94,17 @@ def test_prompts_have_the_tokens_asked_for(name: str, as_text: bool, bytes_path:
             talk.go_on(talk.exchange.reply_tokens)
 
 
+def test_a_reply_cut_within_characters_is_repeated_whole(bytes_path: Path, tmp_path: Path) -> None:
+    """Halves of a surrogate pair in two messages are one character; no tokenizer takes one without the other."""
+    scenario = Scenario(lengths=Lengths(isl=8, osl=3), conversation=Conversations(turns=2))
+    maker, mix = _maker(scenario, bytes_path, tmp_path / "prompts", as_text=True)
+    talk = mix.begin(0)
+    maker.prompt(talk)
+    maker.keep(talk, 3, ["\ud83d", "\ude42", " \ud83d"])
+    talk.go_on(3)
+    assert "\U0001f642 \ufffd" in maker.prompt(talk).text
+
+
 @pytest.mark.parametrize("as_text", [False, True], ids=["ids", "text"])
 def test_a_files_prompts_are_sent_as_they_are(as_text: bool, ours: str, bytes_path: Path, tmp_path: Path) -> None:
     """Without a stated length a prompt is the file's own, whole, and so is its reply's length."""

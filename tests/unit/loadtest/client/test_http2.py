@@ -124,6 +124,7 @@ def test_a_long_request_waits_for_the_servers_windows() -> None:
         ("8", "", "RESOURCE_EXHAUSTED", True),
         ("14", "[request id: r1] Exceeds maximum queue size", "UNAVAILABLE: .*Exceeds maximum", True),
         ("99", "new", "status 99: new", False),
+        ("9" * 5000, "", f"status {'9' * 20}: $", False),
     ],
 )
 def test_a_status_is_an_error_in_the_servers_words(status: str, message: str, text: str, rejected: bool) -> None:

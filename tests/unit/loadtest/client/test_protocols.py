@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from array import array
 from typing import Any
@@ -229,6 +230,8 @@ def test_chunks_without_a_text_are_none_of_the_reply() -> None:
         {"completion_tokens": -7, "prompt_tokens": 5},
         {"completion_tokens": 10**30, "prompt_tokens": 5},
         {"completion_tokens": float("inf"), "prompt_tokens": 5},
+        {"completion_tokens": 1 << 24, "prompt_tokens": 5},
+        {"completion_tokens": 1, "queue_time": 1e300},
         {"completion_tokens": 1, "prompt_tokens": -5},
         {"completion_tokens": 1, "prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": -1}},
         {"completion_tokens": 1, "prompt_tokens": 5, "queue_time": -1.0},
@@ -242,9 +245,62 @@ def test_a_usage_that_no_reply_has_is_an_error(usage: dict[str, Any]) -> None:
 
 def test_a_message_of_tritons_has_no_less_than_no_token() -> None:
     """`sequence_length` is a count, too."""
-    for count in (-5, 10**30):
+    for count in (-5, 10**30, 1 << 24, float("inf"), float("nan")):
         with pytest.raises(ProtocolError, match="the server states"):
             Reply().add(1.0, count)
+
+
+def test_a_reply_of_millions_of_tokens_is_an_error() -> None:
+    """However many messages they are stated in: the time of each is kept, and writing them took minutes."""
+    answer = Reply()
+    answer.add(1.0, 1 << 19)
+    with pytest.raises(ProtocolError, match="the server states"):
+        answer.add(2.0, 1 + (1 << 19))
+    assert len(answer.times_s) == answer.bundled_tokens + 1 == 1 << 19
+
+
+NUMBER = "1" * 400
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message", "complaint"),
+    [
+        ("openai-chat", '{"choices": [{"delta": {}, "finish_reason": 1}]}', "malformed message"),
+        ("openai-chat", f'{{"choices": [], "usage": {{"completion_tokens": 1, "queue_time": {NUMBER}}}}}', "malformed"),
+        ("triton-http", '{"sequence_length": 1e999}', "the server states inf tokens"),
+        ("triton-http", f'{{"arrival_time_ns": 1, "first_scheduled_time_ns": {NUMBER}}}', "malformed message"),
+        ("triton-http", '{"arrival_time_ns": 1, "first_scheduled_time_ns": 1e300}', "a queue time of 1e+291 s"),
+        ("triton-http", '{"arrival_time_ns": 2000000000, "first_scheduled_time_ns": 1}', "a queue time of -2 s"),
+        ("triton-http", '{"kv_cache_reused_blocks": ["a"]}', "malformed message"),
+        ("triton-http", '{"kv_cache_reused_blocks": -1}', "the server states -1 tokens"),
+        ("triton-http", '{"output_ids": [1, "2"]}', "the server states a token"),
+        ("triton-http", '{"output_ids": -1}', "the server states a token"),
+    ],
+)
+def test_a_value_that_no_reply_has_is_an_error_of_the_request(
+    protocol: ProtocolName, message: str, complaint: str
+) -> None:
+    """Each had ended the run, with all requests in flight lost: no record takes it."""
+    with pytest.raises(ProtocolError, match=re.escape(complaint)):
+        read_messages(_dialect(protocol), [message.encode()], [0.0], Reply(content=[]))
+
+
+def test_text_that_cannot_be_written_is_replaced() -> None:
+    """Half a surrogate pair in a reason to end or an error had ended the run: no file takes it."""
+    answer = _read(_dialect("openai-chat"), b'{"choices": [{"delta": {"content": "a"}, "finish_reason": "\\ud800x"}]}')
+    assert answer.finish_reason == "?x"
+    with pytest.raises(ProtocolError) as caught:
+        _read(_dialect("openai-chat"), b'{"error": {"message": "no \\ud83d room"}}')
+    assert str(caught.value) == "no ? room"
+
+
+def test_a_tensor_that_is_too_short_is_an_error_of_the_request() -> None:
+    """It had ended the run."""
+    response = service_pb2.ModelStreamInferResponse()
+    response.infer_response.outputs.add(name="sequence_length", datatype="INT32", shape=[1])
+    response.infer_response.raw_output_contents.append(b"")
+    with pytest.raises(ProtocolError, match="malformed message"):
+        _read(_dialect("triton-grpc"), response.SerializeToString())
 
 
 def test_text_cut_between_the_halves_of_a_surrogate_pair_is_read() -> None:
