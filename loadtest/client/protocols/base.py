@@ -199,7 +199,7 @@ class Protocol(ABC):
         path: Path of requests.
         model: Requested model.
         last_event: With which every whole reply ends, and no other; empty if there is none.
-        shape: The last one found: the next reply's, where events do not name their request.
+        shape: The last one found: it need not be found again where events do not name their request.
     """
 
     grpc: ClassVar[bool] = False
@@ -265,7 +265,8 @@ def read_messages(protocol: Protocol, messages: list[bytes], times_s: array[floa
     Raises:
         ProtocolError: One is an error, or is malformed; those before it count.
     """
-    left, place, shape = SHAPES_TRIED, 0, protocol.shape
+    shape: Shape | None = None
+    left, place = SHAPES_TRIED, 0
     while place < len(messages):
         if shape is not None and (sizes := shape.sizes_in(messages, place)):
             end = place + len(sizes)
@@ -288,7 +289,11 @@ def read_messages(protocol: Protocol, messages: list[bytes], times_s: array[floa
         except _SHAPE_ERRORS as error:
             # its text stays out of the record: it may be private
             raise ProtocolError(f"a malformed message of {len(message)} bytes: {type(error).__name__}") from error
-        if left and place < len(messages) and messages[place].endswith(message[-END_BYTES:]):  # else it has no other's
+        if protocol.shape is not None and protocol.shape.text_in(message):
+            shape = protocol.shape
+        elif (
+            left and place < len(messages) and messages[place].endswith(message[-END_BYTES:])
+        ):  # else it has no other's
             left -= 1
             shape = protocol.shape = protocol.shape_of(message) or shape
 

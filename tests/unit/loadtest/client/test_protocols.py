@@ -472,6 +472,11 @@ BOTH_NAMES = [
     for text in ("seven..", "1")
 ]
 
+# The same bytes before and after the texts also state the usage.
+USAGE_IN_EACH = [
+    {"choices": [{"text": text}], "usage": {"completion_tokens": 3, "prompt_tokens": 2}} for text in ("one", "two")
+]
+
 
 @given(
     st.lists(_EVENTS, max_size=12),
@@ -481,6 +486,7 @@ BOTH_NAMES = [
     st.booleans(),
 )
 @example(BOTH_NAMES, "openai-chat", True, (",", ":"), False)
+@example(USAGE_IN_EACH, "openai-completions", True, (",", ":"), False)
 def test_events_that_are_not_parsed_count_as_if_they_were(
     events: list[dict[str, Any]], name: ProtocolName, ascii_only: bool, between: tuple[str, str], kept: bool
 ) -> None:
