@@ -51,6 +51,7 @@ class ServerConnections:
         began_s: Start of the run, which times are counted from, on the monotonic clock.
         stamps: Whether to ask the kernel for arrival times.
         receiver: What receives a socket's bytes.
+        spare: Sessions whose replies were read, for others' next ones.
     """
 
     endpoint: Endpoint
@@ -61,6 +62,7 @@ class ServerConnections:
     stamps: bool = True
     receiver: type[PythonReceiver] = Receiver
     readings: Readings = field(default_factory=Readings)
+    spare: list[HttpSession | GrpcSession] = field(default_factory=list)
     _addresses: list[Any] = field(default_factory=list)
     _streams: set[bytes] = field(default_factory=set)
     _head: bytes = b""
@@ -126,7 +128,9 @@ class ServerConnections:
         return self._context
 
     def session(self) -> HttpSession | GrpcSession:
-        """Return the protocol session of a new connection."""
+        """Return the protocol session of a new connection, or in place of one whose reply is not read yet."""
+        if self.spare:
+            return self.spare.pop()
         protocol, endpoint = self.protocol, self.endpoint
         if protocol.grpc:
             return GrpcSession(call_headers(protocol.path, endpoint.authority, tls=endpoint.tls), self.arrivals_s)
@@ -164,7 +168,7 @@ class Connection:
             take = sock.exchange(request, reply.sent_s, protocol.last_event if may_wait else b"")
             if take is not None:
                 self._session = sock.session
-                reply.rest = partial(_read_rest, protocol, session, take, spec, reply)
+                reply.rest = partial(_read_rest, connections, session, take, spec, reply)
                 return
             protocol.settle(reply)
             reply.whole = True
@@ -193,15 +197,20 @@ class Connection:
 
 
 def _read_rest(
-    protocol: Protocol, session: HttpSession | GrpcSession, take: Callable[[], bool], spec: RequestSpec, reply: Reply
+    connections: ServerConnections,
+    session: HttpSession | GrpcSession,
+    take: Callable[[], bool],
+    spec: RequestSpec,
+    reply: Reply,
 ) -> None:
     """Read the end of a reply: the reply is then as if it had been read as it came."""
-    reply.rest = None
+    protocol, reply.rest = connections.protocol, None
     try:
         if not take():
             raise ProtocolError("bytes like the end of a reply within it")
         protocol.settle(reply)
         reply.whole = True
+        connections.spare.append(session)
     except ProtocolError as failure:
         _note_failure(protocol, failure, spec, reply)
     reply.done_s = session.arrived_s

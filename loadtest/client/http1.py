@@ -387,7 +387,7 @@ class _Callbacks:
 
 def _head_of(data: bytes) -> bytes:
     """Return the head that a piece begins with, up to its empty line and without its date."""
-    return DATE.sub(b"", data.partition(EMPTY_LINE)[0])
+    return DATE.sub(b"", data[: data.find(EMPTY_LINE)])
 
 
 def _event_chunks(

@@ -70,8 +70,16 @@ class Appender:
         if not self._lines or self.failed:
             return
         lines = [line if isinstance(line, str) else line.model_dump_json() for line in self._lines]
-        data = memoryview("".join(f"{line}\n" for line in lines).encode())
         self._lines = []
+        self._write("\n".join([*lines, ""]))
+
+    def write(self, line: str) -> None:
+        """Append a line at once; none may be pending."""
+        if not self.failed:
+            self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        data = memoryview(text.encode())
         try:
             while data:
                 data = data[os.write(self._file, data) :]
@@ -126,8 +134,7 @@ class RecordJournal:
         """Record a request as in flight, with the record, as a line, that it gets if its end is never reported."""
         self._notes[number] = if_lost
         self._lines += 1
-        self._under_way.add(if_lost)
-        self._under_way.flush()  # immediately: requests in flight are what a crash would lose
+        self._under_way.write(if_lost)  # at once: requests in flight are what a crash would lose
 
     def note_end(self, record: RequestRecord) -> None:
         """Record the end of a request."""

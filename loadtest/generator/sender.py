@@ -36,7 +36,7 @@ from loadtest.traffic import (
 
 PROBE_S = 0.25  # interval of checks for a server that went away
 TICK_S = 0.05  # interval of the generator's own timer: it is timed, and is when a level is found to be over
-RECORDED_AT_ONCE = 8  # ended requests: together they take less time than apart, and delay what is due meanwhile
+RECORDED_AT_ONCE = 16  # ended requests: together they take less time than apart, and delay what is due meanwhile
 
 
 class SenderState:
