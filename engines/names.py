@@ -151,11 +151,15 @@ def engine_title(model: str, precision: str, gpu: str) -> str:
 
 
 def spec_data(name: str) -> Any:
-    """Return a data file of `engines.spec`, not yet validated; parsed by libyaml if PyYAML has it."""
+    """Return a data file of `engines.spec`, not yet validated."""
+    return yaml_data(spec_file(name))
+
+
+def yaml_data(path: Path) -> Any:
+    """Return an installed YAML file as plain data; parsed by libyaml if PyYAML has it."""
     import yaml  # noqa: PLC0415 (many commands read no data file)
 
-    text = spec_file(name).read_text(encoding="utf-8")
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def spec_file(name: str) -> Path:

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from engines.names import yaml_data
+
 _PLACE = Path("share") / "kernel-tables"
 _MODELS_PYTHON = ("opt", "triton", "py")  # of the local Triton, in the environment of the commands
 LIBRARY = "aiconfigurator-core"
@@ -30,7 +32,7 @@ _NOT_READ = ("framework", "version", "device", "op_name", "kernel_source")
 # Kinds of tables in which a dense model is looked up, and the kind for transfers between GPUs.
 _KINDS = ("attention", "gemm", "quantize")
 _BETWEEN_GPUS = "comm"
-_BACKEND = "trtllm"
+BACKEND = "trtllm"
 _VERSIONS = "query_versions.yaml"
 _REUSE = "perf_data_reuse_manifest.yaml"
 
@@ -61,6 +63,13 @@ def smaller_tables(system: str, head_size: int, folder: Path = FOLDER) -> str | 
     return str(folder) if made_of == _made_of() else None
 
 
+def version_of(system: str, folder: str | None) -> str:
+    """Return the version of a system's tables that a folder states as the current one; None: the library's folder."""
+    stated = yaml_data((_library_folder() if folder is None else Path(folder)) / _VERSIONS)
+    versions = stated["overrides"].get(system, {}).get(BACKEND, stated["defaults"][BACKEND])
+    return str(versions["current"])
+
+
 def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> None:
     """Write the relevant rows and columns of some systems; other files are linked.
 
@@ -68,37 +77,22 @@ def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> Non
         ModuleNotFoundError: The library, or pyarrow, is not installed.
     """
     library = _library_folder()
-    if library is None:
-        raise ModuleNotFoundError(f"{LIBRARY} is not installed", name=LIBRARY)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     of_systems = {path.stem for path in library.glob("*.yaml") if (library / "data" / path.stem).is_dir()}
     for path in library.glob("*.yaml"):
-        if path.stem in systems or (path.stem not in of_systems and path.name not in (_VERSIONS, _REUSE)):
+        if path.stem in systems or (path.stem not in of_systems and path.name != _REUSE):
             (folder / path.name).symlink_to(path)
     for system in systems:
         source = library / "data" / system
         for path in sorted(source.rglob("*")):
             of = path.relative_to(source)
-            if path.is_file() and (of.parts[0] == _BETWEEN_GPUS or (of.parts[0] in _KINDS and _BACKEND in of.parts)):
+            if path.is_file() and (of.parts[0] == _BETWEEN_GPUS or (of.parts[0] in _KINDS and BACKEND in of.parts)):
                 target = folder / "data" / system / of
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_smaller(path, target)
-    _write_yaml(folder / _VERSIONS, _stated_versions(_read_yaml(library / _VERSIONS), systems))
-    _write_yaml(folder / _REUSE, _relevant(_read_yaml(library / _REUSE), folder))
+    (folder / _REUSE).write_text(yaml.safe_dump(_relevant(yaml_data(library / _REUSE), folder)), encoding="utf-8")
     (folder / _STAMP).write_text(json.dumps(_made_of() | {"at": str(library)}), encoding="utf-8")
-
-
-def _stated_versions(versions: dict[str, Any], systems: tuple[str, ...]) -> dict[str, Any]:
-    """Return the library's list of versions with each system's own, which is the default one unless it has another.
-
-    For a system with the default version the library looks for a newer one in every folder of tables: a quarter of the
-    time to load them, and never asked for here.
-    """
-    overrides: dict[str, dict[str, Any]] = {name: dict(of) for name, of in versions["overrides"].items()}
-    for system in systems:
-        overrides.setdefault(system, {}).setdefault(_BACKEND, versions["defaults"][_BACKEND])
-    return versions | {"overrides": overrides}
 
 
 def _relevant(reuse: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -111,22 +105,14 @@ def _relevant(reuse: dict[str, Any], folder: Path) -> dict[str, Any]:
     groups = [
         group
         for group in reuse["groups"]
-        if group["op_file"] in shared or (group["op_file"] in own and _BACKEND in group["frameworks"])
+        if group["op_file"] in shared or (group["op_file"] in own and BACKEND in group["frameworks"])
     ]
     return reuse | {"groups": groups}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found
-
-
-def _write_yaml(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(document), encoding="utf-8")
-
-
 def _write_smaller(path: Path, target: Path) -> None:
-    import pyarrow.compute as pc  # noqa: PLC0415 (of the setup alone)
+    import pyarrow as pa  # noqa: PLC0415 (of the setup alone)
+    import pyarrow.compute as pc  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     if path.name in _PER_HEAD_SIZE:
@@ -137,12 +123,16 @@ def _write_smaller(path: Path, target: Path) -> None:
         target.symlink_to(path)
         return
     table = pq.read_table(path).filter(rows)
-    pq.write_table(table.drop_columns([name for name in table.column_names if name in _NOT_READ]), target)
+    table = table.drop_columns([name for name in table.column_names if name in _NOT_READ])
+    complete = pa.schema([column.with_nullable(False) for column in table.schema])  # an eighth of the time to load it
+    pq.write_table(table.cast(complete), target)
 
 
-def _library_folder() -> Path | None:
+def _library_folder() -> Path:
     found = find_spec("aiconfigurator_core")
-    return None if found is None or found.origin is None else Path(found.origin).parent / "systems"
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"{LIBRARY} is not installed", name=LIBRARY)
+    return Path(found.origin).parent / "systems"
 
 
 def _made_of() -> dict[str, str]:

@@ -10,22 +10,13 @@ above the GPU come from an engine profile or a calibration.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import logging
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from engines.errors import MissingError
 from engines.spec import KvFormat, ModelSpec, PlacedModel, precision_named
 from engines.steptime.kernel_tables import smaller_tables
+from engines.steptime.operations import ATTENTION, LOGITS, NORMS, engine_of
 from engines.steptime.roofline import LOGITS_BYTES, SAMPLING_PASSES
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, in_order
 from engines.units import S_PER_MS
@@ -56,49 +47,44 @@ _GEMM_MODES = {
 }
 _INTEGER_MODES = {"sq", "int8_wo", "int4_wo"}
 _KV_MODES: dict[KvFormat, str] = {"16bit": "bfloat16", "fp8": "fp8", "int8": "fp8", "nvfp4": "fp8"}
-_ATTENTION, _LOGITS = "attention", "logits_gemm"
-_NORMS = ("add_norm_1", "add_norm_2", "act_gate", "embedding")
 
 
-@dataclass(slots=True)
 class _Tables:
-    """One compiled engine of the tables: the index of its operations, and a cache of lookups."""
+    """One engine of the tables, the index of its operations, and a cache of lookups."""
 
-    handle: Any
-    names: list[str]
-    attention: int = field(init=False)
-    logits: int = field(init=False)
-    others: list[int] = field(init=False)
-    linear: dict[int, tuple[float, float]] = field(default_factory=dict)
+    def __init__(self, engine: Any, names: list[str]) -> None:
+        self._engine = engine
+        self._attention, self._logits = [names.index(ATTENTION)], [names.index(LOGITS)]
+        self._others = [place for place, name in enumerate(names) if name not in {ATTENTION, LOGITS}]
+        self._norms = [place for place, other in enumerate(self._others) if names[other] in NORMS]
+        self._linear: dict[int, tuple[float, float]] = {}
+        self.evaluate(list(range(len(names))))  # reads every table, or says what is missing
 
-    def __post_init__(self) -> None:
-        self.attention = next(place for place, name in enumerate(self.names) if name.endswith(_ATTENTION))
-        self.logits = next(place for place, name in enumerate(self.names) if name.endswith(_LOGITS))
-        self.others = [place for place in range(len(self.names)) if place not in {self.attention, self.logits}]
+    def evaluate(self, operations: list[int], prompts: int = 1, tokens: int = 1, **shape: int) -> list[float]:
+        """Return the milliseconds of operations on prompts."""
+        return [ms for _, ms, *_ in self._engine.evaluate_context_ops(operations, prompts, tokens, **shape)]
 
     def linear_s(self, tokens: int) -> tuple[float, float]:
         """Return (matrix products, norms and activations) of one iteration of `tokens` tokens, without the logits."""
-        found = self.linear.get(tokens)
+        found = self._linear.get(tokens)
         if found is None:
-            times = self.handle.evaluate_context_ops(self.others, batch_size=1, s=1, x=tokens)
-            norms = in_order([ms for name, ms, *_ in times if name.endswith(_NORMS)])
-            found = ((in_order([ms for _, ms, *_ in times]) - norms) * S_PER_MS, norms * S_PER_MS)
-            self.linear[tokens] = found
+            times_ms = self.evaluate(self._others, x=tokens)
+            norms_ms = in_order([times_ms[place] for place in self._norms])
+            found = ((in_order(times_ms) - norms_ms) * S_PER_MS, norms_ms * S_PER_MS)
+            self._linear[tokens] = found
         return found
 
     def logits_s(self, sequences: int) -> float:
         """Return the output projection's time for a number of sequences."""
-        ((_, ms, *_),) = self.handle.evaluate_context_ops([self.logits], batch_size=1, s=1, x=sequences)
-        return float(ms) * S_PER_MS
+        return self.evaluate(self._logits, x=sequences)[0] * S_PER_MS
 
     def prompt_attention_s(self, prompts: int, tokens: int, cached: int) -> float:
         """Return the attention of prompts of `tokens` new tokens each, after `cached` ones."""
-        ((_, ms, *_),) = self.handle.evaluate_context_ops([self.attention], batch_size=prompts, s=tokens, prefix=cached)
-        return float(ms) * S_PER_MS
+        return self.evaluate(self._attention, prompts, tokens, prefix=cached)[0] * S_PER_MS
 
     def decode_attention_s(self, sequences: int, context: int) -> float:
         """Return the attention of one decode step of sequences with `context` tokens each."""
-        ((_, ms, *_),) = self.handle.evaluate_generation_ops([self.attention], batch_size=sequences, s=context)
+        ((_, ms, *_),) = self._engine.evaluate_generation_ops([0], sequences, context)
         return float(ms) * S_PER_MS
 
 
@@ -140,13 +126,13 @@ class Silicon:
             self.derived.append(
                 f"{precision} on {gpu.name}: its 16-bit kernels times the ratio of {precision} on an A100"
             )
-            self._tables = _compiled(model, system, "bfloat16", kv_mode, tensor_parallel)
+            self._tables = _tables_of(model, system, "bfloat16", kv_mode, tensor_parallel)
             self._factor = (
-                _compiled(model, _DERIVED_ON, mode, "bfloat16", tensor_parallel),
-                _compiled(model, _DERIVED_ON, "bfloat16", "bfloat16", tensor_parallel),
+                _tables_of(model, _DERIVED_ON, mode, "bfloat16", tensor_parallel),
+                _tables_of(model, _DERIVED_ON, "bfloat16", "bfloat16", tensor_parallel),
             )
         else:
-            self._tables = _compiled(model, system, mode, kv_mode, tensor_parallel)
+            self._tables = _tables_of(model, system, mode, kv_mode, tensor_parallel)
         self._linear: dict[int, tuple[float, float]] = {}
         self._logits: dict[int, float] = {}
         self._knots: dict[tuple[int, int], float] = {}
@@ -246,21 +232,19 @@ class Silicon:
 
 
 @cache
-def _compiled(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int) -> _Tables:
-    """Compile with the smaller copy of the tables if there is one. Raises as `compiled_tables` does.
+def _tables_of(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int) -> _Tables:
+    """Read the smaller copy of the tables if there is one. Raises as `read_tables` does.
 
-    The result is cached: compiling takes half a second, and a plan, its limits and its batcher need the same tables.
+    The result is cached: a plan, its limits and its batcher need the same tables, which take 0.2 s to read.
     """
     folder = smaller_tables(system, model.head_size)
-    return compiled_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder)
+    return read_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder)
 
 
-def compiled_tables(
+def read_tables(
     model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, *, tensor_parallel: int, folder: str | None
 ) -> _Tables:
-    """Compile a model's list of operations against a system's tables.
-
-    The library takes a model as a folder with config.json, which is written and removed here.
+    """Read a system's tables for a model.
 
     Args:
         folder: Folder of the tables; None: the library's own.
@@ -268,79 +252,14 @@ def compiled_tables(
     Raises:
         MissingError: The tables are not installed, or lack this format.
     """
+    engine, names = engine_of(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder)
+    from aiconfigurator_core.sdk import errors  # noqa: PLC0415 (an extra)
+
     try:
-        from aiconfigurator_core.sdk import engine, errors  # noqa: PLC0415 (an extra, and slow to import)
-    except ModuleNotFoundError as error:
+        return _Tables(engine, names)
+    except (errors.PerfDataNotAvailableError, errors.MissingSystemFlopsError) as error:
         raise MissingError(
-            "measured step times need aiconfigurator-core, which is not installed",
-            hint="pip install --no-deps aiconfigurator-core==0.12.0",
+            f"no measured kernels for {model.name} in {gemm_mode} with a {kv_mode} cache on {system} "
+            f"(head size {model.head_size})",
+            hint="--step-time roofline",
         ) from error
-    logging.getLogger("aiconfigurator_core").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as config_folder, contextlib.redirect_stderr(io.StringIO()), _libyaml():
-        (Path(config_folder) / "config.json").write_text(json.dumps(_config_of(model)), encoding="utf-8")
-        try:
-            handle = engine.EngineHandle.compile(
-                config_folder,
-                system,
-                "trtllm",
-                gemm_quant_mode=gemm_mode,
-                kvcache_quant_mode=kv_mode,
-                tp_size=tensor_parallel,
-                systems_path=folder,
-            )
-            ops = handle.evaluate_context_ops(list(range(_count_ops(handle))), batch_size=1, s=64)
-        except (errors.PerfDataNotAvailableError, errors.MissingSystemFlopsError) as error:
-            raise MissingError(
-                f"no measured kernels for {model.name} in {gemm_mode} with a {kv_mode} cache on {system} "
-                f"(head size {model.head_size})",
-                hint="--step-time roofline",
-            ) from error
-    return _Tables(handle, [name for name, *_ in ops])
-
-
-def _count_ops(handle: Any) -> int:
-    """Return the number of operations in the context phase; the library reports it only by an out-of-range index."""
-    count = 1
-    while True:
-        try:
-            handle.evaluate_context_ops([count], batch_size=1, s=64)
-        except (IndexError, ValueError):
-            return count
-        count += 1
-
-
-@contextlib.contextmanager
-def _libyaml() -> Iterator[None]:
-    """Make `yaml.safe_load` use libyaml: the library reads some 40 files with it, which takes 0.15 s in pure Python."""
-    if not hasattr(yaml, "CSafeLoader"):
-        yield
-        return
-    in_python = yaml.safe_load
-    yaml.safe_load = lambda stream: yaml.load(stream, Loader=yaml.CSafeLoader)
-    try:
-        yield
-    finally:
-        yaml.safe_load = in_python
-
-
-def _config_of(model: ModelSpec) -> dict[str, Any]:
-    """Return a Hugging Face config of the geometry: the tables depend on shapes, and Llama's operations fit all models.
-
-    A feed-forward block with two matrices is represented by one with three that has as many weights.
-    """
-    inner = model.intermediate_size * model.mlp_matrices // 3
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "hidden_size": model.hidden_size,
-        "intermediate_size": inner,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.attention_heads,
-        "num_key_value_heads": model.kv_heads,
-        "head_dim": model.head_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "rms_norm_eps": 1e-5,
-        "vocab_size": model.vocab_size,
-        "torch_dtype": "bfloat16",
-    }

@@ -1,18 +1,22 @@
-"""The smaller copy of the kernel tables gives what the library's own give."""
+"""The smaller copy of the kernel tables, and our list of operations, give what the library's own give."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from engines.spec import model_named
+from engines.spec import ModelSpec, model_named
 from engines.steptime.kernel_tables import smaller_tables, write_smaller_tables
-from engines.steptime.silicon import SYSTEMS, compiled_tables
+from engines.steptime.operations import engine_of
+from engines.steptime.silicon import SYSTEMS, read_tables
 
 pytest.importorskip("aiconfigurator_core")
 pytest.importorskip("pyarrow")
+
+from aiconfigurator_core.sdk.engine import EngineHandle
 
 MEASURED = [
     *(("a100_sxm", mode) for mode in ("bfloat16", "sq", "int8_wo", "int4_wo")),
@@ -36,9 +40,8 @@ def test_smaller_tables_give_the_same_times(folder: Path, system: str, gemm_mode
     kv_mode = "bfloat16" if system == "a100_sxm" else "fp8"
     smaller = smaller_tables(system, model.head_size, folder)
     assert smaller == str(folder)
-    own = compiled_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=None)
-    copy = compiled_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=smaller)
-    assert copy.names == own.names
+    own = read_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=None)
+    copy = read_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=smaller)
     for count in (1, 7, 64, 333, 2048, 8192):
         assert copy.linear_s(count) == own.linear_s(count)
         assert copy.logits_s(count) == own.logits_s(count)
@@ -46,6 +49,51 @@ def test_smaller_tables_give_the_same_times(folder: Path, system: str, gemm_mode
         assert copy.prompt_attention_s(count // 512 + 1, count, 128) == own.prompt_attention_s(
             count // 512 + 1, count, 128
         )
+
+
+@pytest.mark.parametrize("name", ["deepseek-r1-0528-qwen3-8b", "qwen2.5-7b"])
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+@pytest.mark.parametrize(("system", "gemm_mode"), [*MEASURED, ("b200_sxm", "nvfp4")])
+def test_the_list_of_operations_costs_what_the_library_s_own_does(
+    tmp_path: Path, system: str, gemm_mode: str, tensor_parallel: int, name: str
+) -> None:
+    """Each operation of the library's Llama takes the same time, to the last digit; those without work are left out."""
+    model = model_named(name)
+    kv_mode = "bfloat16" if system == "a100_sxm" else "fp8"
+    (tmp_path / "config.json").write_text(json.dumps(_config_of(model)), encoding="utf-8")
+    modes = {"gemm_quant_mode": gemm_mode, "kvcache_quant_mode": kv_mode}
+    library = EngineHandle.compile(str(tmp_path), system, "trtllm", tp_size=tensor_parallel, **modes)
+    engine, names = engine_of(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=None)
+    every = list(range(len(names)))
+    for count in (1, 7, 64, 333, 2048, 8192):
+        shape = {"batch_size": count // 512 + 1, "s": count, "prefix": 128, "x": count}
+        *theirs, (last, idle_ms, *_) = library.evaluate_context_ops([*every, len(every)], **shape)
+        assert (last, idle_ms) == ("context_p2p", 0.0)  # between pipeline stages, of which there is one
+        ours = engine.evaluate_context_ops(every, **shape)
+        assert [ms for _, ms, *_ in ours] == [ms for _, ms, *_ in theirs]
+        decoded = {"batch_size": count // 8 + 1, "s": 3 * count}
+        ((_, attention_ms, *_),) = engine.evaluate_generation_ops([0], **decoded)
+        ((kind, library_ms, *_),) = library.evaluate_generation_ops([3], **decoded)
+        assert (kind, library_ms) == ("generation_attention", attention_ms)
+
+
+def _config_of(model: ModelSpec) -> dict[str, Any]:
+    """Return a Hugging Face config of Llama with a model's shapes."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size * model.mlp_matrices // 3,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.attention_heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": model.vocab_size,
+        "torch_dtype": "bfloat16",
+    }
 
 
 def test_tables_of_another_release_are_not_used(folder: Path) -> None:
