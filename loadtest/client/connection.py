@@ -393,23 +393,26 @@ class _Socket:
             self._receiver.quiet = self.session.quiet if self._tls is None else Quiet.NONE
 
     def _take(self, receiver: PythonReceiver) -> None:
-        """Take what was received, and the end of the connection."""
-        if receiver.error:
-            raise OSError(receiver.error, os.strerror(receiver.error))
-        is_closed = receiver.closed  # before the bytes: of a connection closed by now, all are there
+        """Take what was received, and the end of the connection: a thread may have received both by now."""
+        is_closed, error = (
+            receiver.closed,
+            receiver.error,
+        )  # before the bytes: of a connection ended by now, all are there
         pieces = Pieces(*receiver.drain())
         if self._tls is not None and pieces.data:
             plain = self._decrypted(pieces.data, self._tls)
             is_closed = is_closed or plain == b""
             pieces = Pieces.of(plain or b"", pieces.read_s[-1], pieces.delays_s[-1])
         session = self.session
-        may_wait = self._waits and self._last_event and not is_closed
+        may_wait = self._waits and self._last_event and not is_closed and not error
         if may_wait and session.is_whole_with(pieces.data, self._last_event):
             self._unread, self.session = partial(session.take, pieces), self._connections.session()
             self._end(None)
         elif pieces.data and session.take(pieces) and self._waits:
             self._end(None)
-        elif is_closed:
+        if error:
+            raise OSError(error, os.strerror(error))
+        if is_closed:
             session.close()
             self._end(None)
             self.close()
