@@ -210,7 +210,8 @@ def _read_rest(
             raise ProtocolError("bytes like the end of a reply within it")
         protocol.settle(reply)
         reply.whole = True
-        connections.spare.append(session)
+        if session.reusable:
+            connections.spare.append(session)
     except ProtocolError as failure:
         _note_failure(protocol, failure, spec, reply)
     reply.done_s = session.arrived_s

@@ -198,11 +198,11 @@ class HttpSession(Session):
         return self.ended
 
     def is_whole_with(self, data: bytes, last_event: bytes) -> bool:
-        """Return whether a reply is known to end with these bytes, which can wait to be taken."""
+        """Return whether these bytes end a reply that can wait, by all that is known, and the connection goes on."""
         if not (data.endswith(LAST_CHUNK) and data.endswith(last_event, 0, -len(LAST_CHUNK))):
             return False
         if self._first:
-            return self._is_at_events
+            return self.reusable and self._is_at_events
         if _head_of(data) not in self._streams:
             return False
         self._known_head_bytes = data.index(EMPTY_LINE) + len(EMPTY_LINE)

@@ -341,6 +341,15 @@ def test_a_whole_reply_with_a_known_head_is_what_the_parser_would_find(
     assert found[0][:-1] == found[1][:-1] == found[2][:-1]
 
 
+def test_a_reply_after_which_the_server_closes_cannot_wait() -> None:
+    """The next request would be sent on a connection that is about to end."""
+    end = _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+    for last_header, can_wait in ((b"", True), (b"Connection: close\r\n", False)):
+        heard = Heard()
+        heard.feed(HEAD[:-2] + last_header + b"\r\n" + _chunk(_event(a=1)))
+        assert heard.session.is_whole_with(end, b"data: [DONE]\n\n") is can_wait
+
+
 def test_a_known_reply_needs_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     """If its head is known and its chunks are whole lines, whatever their number."""
     reply = HEAD + _chunk(_event(a=1)) + _chunk(b"data: one\n\ndata: [DONE]\n\n") + b"0\r\n\r\n"
