@@ -222,5 +222,9 @@ class AutoscalingFile(Document):
     @model_validator(mode="before")
     @classmethod
     def _current(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "law" not in values:
+            raise ValueError(
+                "it contains no control law; plan-capacity writes it to autoscaling.json, beside capacity.json"
+            )
         require_schema(values, AUTOSCALING_SCHEMA, again=PLAN_AGAIN)
         return values

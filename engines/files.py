@@ -21,6 +21,19 @@ from engines.signals import interrupts_deferred
 LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's largest is a few hundred
 SCHEMA_VERSION = 2
 MAX_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
+CONTENTS_NAME = ".contents.json"  # in every folder that a command writes: the command and the files
+# What the commands write, as people call it.
+KINDS = {
+    "unpack-checkpoint": "a checkpoint",
+    "build-engine": "an engine folder",
+    "build-repo": "a model repository",
+    "build-deployment": "a deployment",
+    "run-load": "a run folder",
+    "predict-load": "a run folder",
+    "find-knee": "a result of find-knee",
+    "report-load": "a report",
+    "plan-capacity": "a capacity plan",
+}
 
 
 class Strict(BaseModel):
@@ -81,6 +94,16 @@ def one_line(value: object, limit: int | None = 80) -> str:
     ('a b', 'ab')
     """
     return " ".join(str(value).split())[:limit]
+
+
+def kind_of_folder(folder: Path) -> str | None:
+    """Return what a folder is by the command that wrote it, with its article; None if no command recorded that."""
+    try:
+        found = json.loads((folder / CONTENTS_NAME).read_text(encoding="utf-8"))
+        command = str(found["made_by"]["command"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
+    return KINDS.get(command.partition(" ")[0])
 
 
 def require_schema(values: object, wanted: int, *, again: str) -> None:
@@ -254,7 +277,7 @@ def require_file(path: Path, *, hint: str = "check the path") -> None:
     except OSError as error:
         raise _unreadable(path, error) from error
     if stat.S_ISDIR(mode):
-        raise UserError(f"{path}: is a folder; expected a file")
+        raise UserError(f"{path}: is a folder; expected a file", hint=hint)
     if not stat.S_ISREG(mode):
         raise UserError(f"{path}: is a device, a pipe or a socket; expected a file")
 

@@ -17,10 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engines.errors import CommandError, UserError
-from engines.files import Document, MadeBy, read_json, write_json
+from engines.files import CONTENTS_NAME, KINDS, Document, MadeBy, kind_of_folder, read_json, write_json
 from engines.processes import started_ticks
 
-CONTENTS_NAME = ".contents.json"
 _NAMES_SHOWN = 3
 _OTHER_OUT = "choose another --out"
 _JUNIT_MARK, _JUNIT_HEAD_BYTES = b'<testsuites name="report-load ', 200
@@ -47,12 +46,13 @@ class FolderContents(Document):
         return name in self.files or any(_matches(path, pattern) for pattern in self.later)
 
 
-def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = ()) -> None:
+def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = (), command: str | None = None) -> None:
     """Refuse a folder that a command may not write to.
 
     Args:
         force: Whether to replace an existing folder if this tool made it.
         inputs: Files and folders that the command reads.
+        command: The command, which replaces only folders of its own kind: a run never replaces an engine. None: any.
 
     Raises:
         UserError: `target` equals, contains or is inside an input; is a symbolic link, a file or the file system's
@@ -71,6 +71,11 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = ())
     foreign = _foreign(target)
     if foreign is not None:
         raise foreign
+    theirs = kind_of_folder(target)
+    if command is not None and theirs is not None and theirs != KINDS.get(command):
+        raise UserError(
+            f"{target} is {theirs}: {command} does not replace it", hint="choose another --out, or remove it yourself"
+        )
 
 
 def refuse_existing_file(

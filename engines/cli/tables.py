@@ -10,7 +10,7 @@ from engines.console import show
 from engines.files import to_json
 from engines.manifest import EngineManifest
 from engines.planning import BuildPlan, Explanation, Neighbour, explain
-from engines.spec import PRECISIONS, gib, known_gpus, verdict
+from engines.spec import PRECISIONS, known_gpus, verdict
 from engines.terminal_tables import table_console
 
 STEP_TIMES = {
@@ -62,11 +62,10 @@ def _neighbour_facts(around: Explanation | None) -> dict[str, dict[str, str]]:
 
 
 def show_stages(manifest: EngineManifest) -> None:
-    """Print the stages of a build with their time and peak memory."""
+    """Print the stages that an earlier build had finished; the others were printed as they ended."""
     for stage in manifest.stages:
-        memory = "" if stage.peak_memory_bytes is None else f", peak memory {gib(stage.peak_memory_bytes)}"
-        again = " (from an earlier build)" if stage.reused else ""
-        show(f"{stage.name}: {stage.seconds:.1f} s{memory}{again}")
+        if stage.reused:
+            show(f"{stage.name}: {stage.seconds:.1f} s, from an earlier build")
 
 
 def show_quality(manifest: EngineManifest) -> None:

@@ -184,6 +184,9 @@ def test_a_server_without_the_backends_metrics_is_refused(tmp_path: Path) -> Non
     assert read_law(tmp_path / "autoscaling.json", variant="inflight_batcher_llm").law.target == TARGETS["kv_used"][0]
     with pytest.raises(UserError, match="this repository is llmapi"):
         read_law(tmp_path / "autoscaling.json", variant="llmapi")
+    (tmp_path / "capacity.json").write_text('{"schema": 4, "demand": {}}')
+    with pytest.raises(UserError, match=r"contains no control law; plan-capacity writes it to autoscaling\.json"):
+        read_law(tmp_path / "capacity.json", variant="inflight_batcher_llm")
 
 
 LIMITS = {"limits.max_batch_size": 384, "limits.max_num_tokens": 8192, "limits.max_seq_len": 4096}

@@ -403,5 +403,6 @@ def _refuse_taken(address: str, port: int) -> None:
     if (reason := why_not_free(address, port)) is not None:
         raise UserError(
             f"cannot listen on {address}:{port}: {reason}",
-            hint="choose other ports with --http-port, --grpc-port, --metrics-port",
+            hint="stop the server there (serve-repo REPOSITORY --stop), or set --http-port, --grpc-port and "
+            "--metrics-port",
         )

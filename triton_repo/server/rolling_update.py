@@ -73,6 +73,12 @@ def _refuse(repository: Path, old: RepositoryManifest, engine_folder: Path) -> N
             f"{engine_folder}: contains an engine of kind {new.kind}, but the repository serves kind {old.kind}",
             hint="create a separate repository with build-repo",
         )
+    if new.model.vocab_size != old.engine.model.vocab_size:
+        raise UserError(
+            f"{engine_folder}: {new.model.name} has a vocabulary of {new.model.vocab_size:,} tokens, the repository's "
+            f"{old.engine.model.name} one of {old.engine.model.vocab_size:,}",
+            hint="create a separate repository with build-repo",
+        )
     if new.tokenizer is not None:
         theirs, ours = engine_folder / new.tokenizer, repository / TOKENIZER_FOLDER
         if sha256_of(theirs / TOKENIZER_FILE) != sha256_of(ours / TOKENIZER_FILE):

@@ -68,7 +68,7 @@ def run(**flags: Any) -> None:
 
 
 def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
-    refuse_existing(planned.out, force=flags["force"], inputs=paths_named(flags))
+    refuse_existing(planned.out, force=flags["force"], inputs=paths_named(flags), command="build-engine")
     _announce(planned, quiet=flags["as_json"])
     manifest = run_job(planned.job, planned.out, force=flags["force"], stages=planned.stages)
     if flags["as_json"]:
@@ -78,7 +78,10 @@ def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
         show_stages(manifest)
         is_servable = manifest.kind != "checkpoint" or manifest.backend == "pytorch"
         tokenizer = "" if manifest.tokenizer else " --tokenizer DIR"
-        wrote(planned.out, f"build-repo {quoted(planned.out)}{tokenizer}" if is_servable else None)
+        compiling = (
+            f"bash {quoted(planned.out / 'commands.sh')}, in the container that it names, on a machine with the GPU"
+        )
+        wrote(planned.out, f"build-repo {quoted(planned.out)}{tokenizer}" if is_servable else compiling)
     require_accuracy(manifest, flags["max_perplexity_increase"])
 
 
@@ -98,7 +101,7 @@ def _build_matrix(combinations: list[Combination], flags: dict[str, Any]) -> Non
             continue
         built = None
         if not (flags["dry_run"] or flags["explained"]):
-            refuse_existing(planned.out, force=flags["force"], inputs=paths_named(flags))
+            refuse_existing(planned.out, force=flags["force"], inputs=paths_named(flags), command="build-engine")
             _announce(planned, quiet=flags["as_json"])
             built = run_job(planned.job, planned.out, force=flags["force"], stages=planned.stages)
         rows.append(planned_row(combination, planned.plan, built, planned.out))

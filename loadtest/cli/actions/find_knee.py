@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
-from engines.files import made_by, read_yaml, source_of, to_json, validate, write_json
+from engines.files import CONTENTS_NAME, made_by, read_yaml, source_of, to_json, validate, write_json
 from engines.manifest import manifest_path, read_manifest
-from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
+from engines.outputs import folder_in_place, paths_named, refuse_existing
 from loadtest.cli.find_knee import no_objectives_error
 from loadtest.cli.options import load_options, scenario_of, target_options
 from loadtest.cli.tables import show_knee, warn_of_limits
@@ -43,7 +43,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         return
     out = flags["out"]
     inputs = paths_named({**flags, "engine_dir": engine_dir})
-    refuse_existing(out, force=flags["force"], inputs=inputs)
+    refuse_existing(out, force=flags["force"], inputs=inputs, command="find-knee")
     head = made_by(command_line("find-knee"))
     sources = inputs_of(knee_search.scenario)
     if engine_dir is not None:

@@ -34,6 +34,7 @@ from loadtest.capacity.inputs import Demand, read_demand
 from loadtest.capacity.output import (
     CALIBRATE_NAME,
     PAGE_NAME,
+    RECIPE_NAME,
     SCENARIO_NAME,
     show_compared,
     show_first,
@@ -54,7 +55,7 @@ def plan_demand(demand_file: Path, *, default_folder: Path, flags: dict[str, Any
         show(to_json(demand).rstrip())
         return
     target = flags["out"] or default_folder / demand.name
-    refuse_existing(target, force=flags["force"], inputs=_inputs(demand, demand_file))
+    refuse_existing(target, force=flags["force"], inputs=_inputs(demand, demand_file), command="plan-capacity")
     _plan(demand, changed, _head(demand, demand_file), demand_file.parent, target, flags)
 
 
@@ -112,7 +113,7 @@ def _replan(plan_file: Path, runs: tuple[Path, ...], default_folder: Path, flags
     """Calibrate the plan's recommended engine from runs, and plan its demand again with the calibration."""
     plan = read_json(plan_file, CapacityPlan)
     target = flags["out"] or default_folder / f"{plan.demand.name}-calibrated"
-    refuse_existing(target, force=flags["force"], inputs=[plan_file, *runs])
+    refuse_existing(target, force=flags["force"], inputs=[plan_file, *runs], command="plan-capacity")
     by = made_by(command_line("plan-capacity"))
     found = recalibrate(plan, runs, made_by=by, progress=progress)
     path = target.parent / f"{target.name}.{CALIBRATION_NAME}"
@@ -167,6 +168,10 @@ def _show(plan: CapacityPlan, together: Compared | None, target: Path) -> None:
         show_compared(together)
     if plan.recommended is not None:
         check = f"plan-capacity --verify RUN --plan {quoted(target / PLAN_NAME)}"
-        wrote(target, f"run-load --scenario {quoted(target / SCENARIO_NAME)} --url URL --out RUN, then {check}")
+        verify = f"run-load --scenario {quoted(target / SCENARIO_NAME)} --url URL --out RUN, then {check}"
+        recipe = target / RECIPE_NAME
+        wrote(target, f"build-engine --recipe {quoted(recipe)} --checkpoint DIR" if recipe.is_file() else verify)
+        if recipe.is_file():
+            show(f"with one replica served: {verify}")
     else:
         wrote(target)

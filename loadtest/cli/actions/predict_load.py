@@ -37,7 +37,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     """Predict the results of run-load on a virtual clock: the same batcher, without server and client."""
     if flags["out"] is not None:
         inputs = paths_named({**flags, "engine_dir": engine_dir})
-        refuse_existing(flags["out"], force=flags["force"], inputs=inputs)
+        refuse_existing(flags["out"], force=flags["force"], inputs=inputs, command="predict-load")
     scenario = scenario_of(load_options(flags))
     sources = [*_engine_sources(engine_dir, flags), *inputs_of(scenario)]
     known = calibration_of(flags["calibration"])
@@ -129,7 +129,7 @@ def _show(summary: Summary, scenario: Scenario, provenance: str, payoff: Payoff 
     show_verdicts(summary, scenario)
     if payoff is not None:
         show(f"{payoff.sentence} (predicted in closed form, requests of {payoff.isl:,}/{payoff.osl:,} tokens)")
-    show(f"{provenance}\n")
+    show(provenance)
 
 
 def _summary(found: Prediction) -> Summary:

@@ -19,6 +19,7 @@ from loadtest.cli.tables import (
     show_summary,
     warn_of_limits,
 )
+from loadtest.results import run_path
 
 if TYPE_CHECKING:
     from loadtest.metrics import Summary
@@ -56,7 +57,9 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     if flags["dry_run"]:
         summary = priced(summarize_runs(list(runs), command=command, objectives=objectives))
     else:
-        refuse_existing(target, force=flags["force"], inputs=[*runs, *paths_named(flags)])
+        for folder in runs:
+            run_path(folder)
+        refuse_existing(target, force=flags["force"], inputs=[*runs, *paths_named(flags)], command="report-load")
         summary = write_report(
             list(runs),
             target,
@@ -123,8 +126,11 @@ def _gate(cases: Sequence[Case], flags: dict[str, Any], *, name: str) -> None:
     from loadtest.report import write_junit
 
     say = progress if flags["as_json"] else show  # with --json, stdout holds one document only
-    for case in cases:
+    shown = cases if flags["compare"] is None else [case for case in cases if not case.met]  # the table has the others
+    for case in shown:
         say(f"{'met   ' if case.met else 'missed'}  {case.group}: {case.name}: {case.says}")
+    if len(shown) < len(cases):
+        say(f"{sum(case.met for case in cases)} of {len(cases)} checks met")
     if flags["junit"] is not None and not flags["dry_run"]:
         write_junit(flags["junit"], name, cases)
         say(f"wrote {flags['junit']}")

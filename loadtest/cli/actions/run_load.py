@@ -10,8 +10,8 @@ from typing import Any
 
 from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
-from engines.files import made_by, to_json
-from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
+from engines.files import CONTENTS_NAME, made_by, to_json
+from engines.outputs import folder_in_place, paths_named, refuse_existing
 from engines.ports import why_not_free
 from loadtest.cli.options import load_options, outlook, scenario_of, target_options
 from loadtest.cli.tables import show_energy, show_speculation, show_summary
@@ -37,7 +37,7 @@ def run(**flags: Any) -> None:
             progress(line)
         return
     out, repeats = flags["out"], flags["repeat"]
-    refuse_existing(out, force=flags["force"], inputs=paths_named(flags))
+    refuse_existing(out, force=flags["force"], inputs=paths_named(flags), command="run-load")
     server = replace(target_options(flags), earlier_runs=out.absolute().parent)
     how: dict[str, Any] = {"force": flags["force"], "keep_text": flags["keep_text"], "fleet": fleet}
     if repeats == 1:

@@ -62,6 +62,17 @@ def test_failed_folder_leaves_the_old_one_and_no_remains(tmp_path: Path) -> None
     assert (target / "old").read_text() == "old"
 
 
+def test_a_command_replaces_folders_of_its_own_kind_only(tmp_path: Path) -> None:
+    """A run never replaces an engine, whatever --force says; a prediction replaces a run."""
+    engine = _make(tmp_path / "engine", "plan.json")
+    refuse_existing(engine, force=True, command="build-engine")
+    with pytest.raises(UserError, match="is an engine folder: run-load does not replace it"):
+        refuse_existing(engine, force=True, command="run-load")
+    with whole_folder(tmp_path / "run", made_by=MadeBy(command="run-load --url h", version="0")) as run:
+        (run / "run.json").touch()
+    refuse_existing(tmp_path / "run", force=True, command="predict-load")
+
+
 def test_existing_folder_needs_force(tmp_path: Path) -> None:
     """A folder that holds something is replaced only with force; an empty one is free."""
     target = tmp_path / "engine"

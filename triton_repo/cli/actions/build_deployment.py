@@ -47,7 +47,7 @@ def run(repository: Path, **flags: Any) -> None:
         console.show(to_json(plan).rstrip())
         return
     out = flags["out"] or Path("artifacts/deployments") / plan.deployment.name
-    refuse_existing(out, force=flags["force"], inputs=[repository, *paths_named(flags)])
+    refuse_existing(out, force=flags["force"], inputs=[repository, *paths_named(flags)], command="build-deployment")
     render_deployment(plan, out, force=flags["force"])
     if flags["as_json"]:
         console.show(to_json(plan).rstrip())

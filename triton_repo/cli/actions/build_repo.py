@@ -46,7 +46,9 @@ def run(engine_dir: Path, **flags: Any) -> None:
         explained = resolve_for(engine_dir, settings, given, relay_url=relay_url, server=flags["server"])
         _explain(*explained, flags)
         return
-    refuse_existing(out, force=flags["force"], inputs=[engine_dir, *paths_named({**flags, "served_at": None})])
+    refuse_existing(
+        out, force=flags["force"], inputs=[engine_dir, *paths_named({**flags, "served_at": None})], command="build-repo"
+    )
     repository = render_repository(
         engine_dir,
         out,
@@ -63,7 +65,8 @@ def run(engine_dir: Path, **flags: Any) -> None:
         console.show(to_json(repository).rstrip())
         return
     _show_repository(repository)
-    console.wrote(out, f"serve-repo {console.quoted(out)}")
+    following = "serve-repo" if flags["served_at"] is None else "build-deployment"
+    console.wrote(out, f"{following} {console.quoted(out)}")
 
 
 def _relay_url(url: str | None, model: str | None) -> str | None:

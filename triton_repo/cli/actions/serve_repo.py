@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -139,15 +138,14 @@ def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) ->
     made = made_by(console.command_line("serve-repo"))
     front = start_front(repository, options, detached=flags["detach"], made_by=made, progress=console.progress)
     if not flags["as_json"]:
-        _show_front(front, read_repository(repository), flags["openai_model"])
+        _show_front(front, read_repository(repository))
 
 
-def _show_front(front: FrontRecord, manifest: RepositoryManifest, model: str | None) -> None:
+def _show_front(front: FrontRecord, manifest: RepositoryManifest) -> None:
     console.show(f"OpenAI-compatible: {front.url}/v1, log: {front.log}")
     if manifest.variant == "trtllm_serve":
         console.show(f"trtllm-serve's metrics (emulated): {front.url}/prometheus/metrics and {front.url}/metrics")
-    name = shlex.quote(model or manifest.engine.model.name)
-    console.show(f"next: run-load --url {front.url} --protocol openai-completions --model {name}")
+    console.show(f"next: run-load --url {front.url}")
 
 
 def _engine_folder(repository: Path) -> Path:
@@ -165,7 +163,7 @@ def _show_server(record: ServerRecord, *, has_front: bool, as_json: bool) -> Non
     )
     console.show(f"log: {record.log}")
     if not has_front:
-        console.show(f"next: run-load --url {record.url} --protocol triton-http")
+        console.show(f"next: run-load --url {record.url}")
 
 
 def _attend(repository: Path, record: ServerRecord, flags: dict[str, Any]) -> None:

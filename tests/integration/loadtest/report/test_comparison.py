@@ -122,7 +122,12 @@ def test_compare_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads((out / "comparison.json").read_text())["candidate"]["name"] == "slow"
     junit = tmp_path / "verdicts.xml"
     flags = ("--dry-run", "--max-regression", 0.05)
+    capsys.readouterr()
     assert _command("--compare", base, slow, *flags) == 3
+    printed = capsys.readouterr().out
+    assert "missed  load 10: itl_s p50" in printed
+    assert "\nmet " not in printed  # the table says it
+    assert " checks met\n" in printed
     assert _command("--compare", base, slow, "--out", tmp_path / "o2", *flags[1:], "--junit", junit) == 3
     assert int(ET.parse(junit).getroot().attrib["failures"]) > 3
 

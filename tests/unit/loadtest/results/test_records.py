@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.errors import UserError
-from engines.files import write_json
+from engines.files import MadeBy, write_json
+from engines.outputs import whole_folder
 from loadtest.results.records import RequestRecord, _contradiction, read_records, read_run, read_samples
 from tests.unit.loadtest.made import level, manifest, record
 
@@ -100,6 +101,10 @@ def test_a_folder_of_another_kind_is_named_as_such(tmp_path: Path) -> None:
         read_run(tmp_path)
     with pytest.raises(UserError, match="nowhere: no such folder"):
         read_run(tmp_path / "nowhere")
+    with whole_folder(tmp_path / "made", made_by=MadeBy(command="build-engine --precision fp8", version="0")) as engine:
+        (engine / "manifest.json").touch()
+    with pytest.raises(UserError, match="made: an engine folder, not a run folder"):
+        read_run(tmp_path / "made")
 
 
 def test_a_folder_of_runs_is_met_with_one_of_them(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -11,7 +12,7 @@ from engines.errors import ToolError, UserError
 from engines.files import MadeBy, to_json
 from tests.deployments import engine_of_kind
 from triton_repo.server.control import ENGINE_MODEL, Control, ControlError
-from triton_repo.server.rolling_update import GROWING, roll_engine, swap
+from triton_repo.server.rolling_update import GROWING, _refuse, roll_engine, swap
 
 
 class Loader:
@@ -81,3 +82,13 @@ def test_folders_given_in_the_wrong_order_are_told_apart(tmp_path: Path) -> None
     (tmp_path / "manifest.json").write_text(to_json(engine_of_kind("emulated")))
     with pytest.raises(UserError, match="an engine folder, not a model repository"):
         roll_engine(tmp_path, tmp_path, made_by=MadeBy(command="test", version="0"), progress=print)
+
+
+def test_an_engine_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    """Before anything is rendered, and without advice for a flag that roll-engine lacks."""
+    engine = engine_of_kind("emulated")
+    other = engine.model_copy(update={"model": engine.model.model_copy(update={"vocab_size": 1000, "name": "other"})})
+    (tmp_path / "manifest.json").write_text(to_json(other))
+    with pytest.raises(UserError, match=r"other has a vocabulary of 1,000 tokens") as caught:
+        _refuse(tmp_path, SimpleNamespace(kind="emulated", engine=engine), tmp_path)  # type: ignore[arg-type]
+    assert caught.value.hint == "create a separate repository with build-repo"

@@ -50,9 +50,9 @@ def test_ctrl_c_drains_from_the_first_line_on(
 @pytest.mark.parametrize(
     ("openai", "variant", "line"),
     [
-        (False, "inflight_batcher_llm", "next: run-load --url http://127.0.0.1:8000 --protocol triton-http"),
-        (True, "inflight_batcher_llm", "next: run-load --url http://127.0.0.1:9000 --protocol openai-completions"),
-        (True, "trtllm_serve", "next: run-load --url http://127.0.0.1:9000 --protocol openai-completions"),
+        (False, "inflight_batcher_llm", "next: run-load --url http://127.0.0.1:8000"),
+        (True, "inflight_batcher_llm", "next: run-load --url http://127.0.0.1:9000"),
+        (True, "trtllm_serve", "next: run-load --url http://127.0.0.1:9000"),
     ],
 )
 def test_the_last_line_is_the_next_command(
@@ -76,5 +76,5 @@ def test_the_last_line_is_the_next_command(
     flags = FLAGS | asked | {"openai": openai, "detach": True, "address": "127.0.0.1", "stop_after": 0.0}
     serve_repo._attend(tmp_path, record, flags)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1] == line + (" --model 'my model'" if openai else "")
+    assert printed[-1] == line
     assert [each.startswith("next: ") for each in printed].count(True) == 1
