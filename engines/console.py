@@ -21,6 +21,7 @@ from click.core import ParameterSource
 
 from engines.errors import DISTRIBUTION, CommandError
 from engines.start import INTERRUPTED
+from engines.units import hint_of_count, hint_of_time
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -42,6 +43,25 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newlin
 _NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?\.")  # click's words
 _STRAY = re.compile(r"unexpected extra arguments? \((\S+)[ )]")  # likewise
 _NO_FOLDER = re.compile(r"Directory '(.+)' is a file\.")  # likewise
+_NOT_A_NUMBER = re.compile(r"'([^']*)' is not a valid (integer|float)")  # likewise
+_NEAR = 0.75  # similarity of flags worth suggesting; click's 0.6 takes --users for --master
+# Flags of vllm bench, genai-perf, AIPerf and others, and what they are called here.
+_CALLED_ELSEWHERE = {
+    **dict.fromkeys(("users", "num-users", "max-concurrency", "parallel", "clients", "vus"), "--concurrency"),
+    **dict.fromkeys(("qps", "rps", "request-rate", "request-rate-per-s", "arrival-rate"), "--rate"),
+    **dict.fromkeys(("num-prompts", "num-requests", "request-count", "max-requests", "iterations"), "--requests"),
+    **dict.fromkeys(("input-len", "random-input-len", "input-tokens", "prompt-tokens", "isl-mean"), "--isl"),
+    **dict.fromkeys(("output-len", "random-output-len", "output-tokens", "max-tokens", "osl-mean"), "--osl"),
+    **dict.fromkeys(("base-url", "endpoint", "server", "host"), "--url"),
+    "port": "--http-port",
+    **dict.fromkeys(("backend", "endpoint-type", "api"), "--protocol"),
+    **dict.fromkeys(("dataset", "dataset-path", "input-file"), "--prompts"),
+    **dict.fromkeys(("quantization", "dtype", "quant"), "--precision"),
+    **dict.fromkeys(("tensor-parallel-size", "tp-size"), "--tp"),
+    **dict.fromkeys(("slo", "goodput"), "--objective"),
+    **dict.fromkeys(("output", "output-dir", "result-dir", "output-folder"), "--out"),
+    **dict.fromkeys(("overwrite", "yes"), "--force"),
+}
 _WORDS = {"integer": "whole number", "float": "number"}
 _ERRNO = re.compile(r"\[Errno (\d+)\] ")
 
@@ -169,7 +189,9 @@ def given_flags() -> set[str]:
 
 
 def _usage_text(error: click.UsageError) -> str:
-    """Return click's message, with the words of arithmetic in place of Python's."""
+    """Return click's message, with the words of arithmetic in place of Python's, and without its guesses at a flag."""
+    if isinstance(error, click.NoSuchOption):
+        return f"no such flag {error.option_name}"
     return _NO_NUMBER.sub(lambda found: f"is not a {_WORDS[found[1]]}.", error.format_message())
 
 
@@ -179,7 +201,24 @@ def _usage_hint(error: click.UsageError, command: str) -> str:
         return f"give the folder, {quoted(Path(found[1]).parent)}"
     if found := _STRAY.search(error.format_message()):
         return f"put a flag before {found[1]}, or omit it; {command} --help lists every flag"
+    if isinstance(error, click.NoSuchOption) and (near := _near_flags(error)):
+        return f"did you mean {' or '.join(near)}? {command} --help lists every flag"
+    if found := _NOT_A_NUMBER.search(error.format_message()):
+        hint = hint_of_count(found[1]) or (hint_of_time(found[1]) if found[2] == "float" else None)
+        return hint or f"{command} --help lists every flag"
     return f"{command} --help lists every flag"
+
+
+def _near_flags(error: click.NoSuchOption) -> list[str]:
+    """Return the command's flags that other load generators call so, or whose names are near."""
+    flags = [] if error.ctx is None else [each for one in error.ctx.command.params for each in one.opts]
+    given = error.option_name.lower()
+    called = _CALLED_ELSEWHERE.get(given.lstrip("-"))
+    if called in flags:
+        return [called]
+    import difflib
+
+    return difflib.get_close_matches(given, [each for each in flags if each.startswith("--")], n=2, cutoff=_NEAR)
 
 
 class _InterruptedError(BaseException):

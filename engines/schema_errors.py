@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from engines.errors import DISTRIBUTION, UserError
-from engines.units import MS_PER_S
+from engines.units import hint_of_time
 
 _UNION_BRANCHES = {"int", "float", "str", "bool"}
 _NAMES, _LIST, _WHOLE, _NUMBER, _TEXT = (
@@ -33,7 +33,6 @@ _EXPECTED = {
     "string_type": _TEXT,
 }
 _MUST = {"Input should be ": "must be ", "String should match ": "must match the "}
-_SECONDS = {"ms": 1 / MS_PER_S, "s": 1, "m": 60, "min": 60, "h": 3600}
 _SHOWN = 80  # characters of a value
 
 
@@ -109,7 +108,7 @@ def _instead(error: ErrorDetails, *, in_seconds: bool) -> str | None:
         return "put it in quotes; without them YAML reads a truth value, a number or a date"
     if error["type"] == "string_pattern_mismatch":
         return _hint_of_pattern(str(given), error["ctx"]["pattern"])
-    return _hint_of_time(given) if in_seconds else None
+    return hint_of_time(given) if in_seconds and isinstance(given, str) else None
 
 
 def _hint_of_pattern(given: str, pattern: str) -> str | None:
@@ -121,18 +120,6 @@ def _hint_of_pattern(given: str, pattern: str) -> str | None:
     joined = re.sub(r"[^\w.-]+", "-", given).strip("-")
     nearest = (joined, joined.lower(), re.sub(r"[_.]", "-", joined.lower()))
     return next((f"try '{each}'" for each in nearest if re.search(pattern, each)), None)
-
-
-def _hint_of_time(given: object) -> str | None:
-    """Return what to write in place of a time that was given with its unit.
-
-    >>> _hint_of_time("150ms"), _hint_of_time("1.5 min")
-    ('times are in seconds, without a unit: 0.15', 'times are in seconds, without a unit: 90')
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)\s*", given) if isinstance(given, str) else None
-    if found is None:
-        return None
-    return f"times are in seconds, without a unit: {float(found[1]) * _SECONDS[found[2]]:g}"
 
 
 def _names_a_type(part: int | str) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 GIB = 1024**3
 MIB = 1024**2
 MS_PER_S = 1e3
 S_PER_MS = 1e-3
 SECONDS_PER_H = 3600.0
+_SECONDS = {"ms": S_PER_MS, "s": 1, "m": 60, "min": 60, "h": SECONDS_PER_H}
+_THOUSANDS = {"k": 10**3, "K": 10**3, "M": 10**6}
 
 
 def gib(size_bytes: float) -> str:
@@ -31,7 +35,29 @@ def milliseconds(seconds: float) -> str:
 def three_digits(value: float) -> str:
     """Return a number with three significant digits, or all those before the point; no exponent from 0.0001 on.
 
-    >>> three_digits(1004.8), three_digits(63.42), three_digits(0.4163)
-    ('1,005', '63.4', '0.416')
+    >>> three_digits(1004.8), three_digits(63.42), three_digits(0.52), three_digits(0)
+    ('1,005', '63.4', '0.520', '0')
     """
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"  # noqa: PLR2004 (from here .3g has an exponent)
+    if abs(value) >= 999.5:  # noqa: PLR2004 (from here .3g has an exponent)
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".") if value else "0"
+
+
+def hint_of_time(given: str) -> str | None:
+    """Return what to write in place of a time that was given with its unit.
+
+    >>> hint_of_time("150ms"), hint_of_time("1.5 min")
+    ('times are in seconds, without a unit: 0.15', 'times are in seconds, without a unit: 90')
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)\s*", given)
+    return f"times are in seconds, without a unit: {float(found[1]) * _SECONDS[found[2]]:g}" if found else None
+
+
+def hint_of_count(given: str) -> str | None:
+    """Return what to write in place of a number that was given in thousands or millions.
+
+    >>> hint_of_count("1.5k"), hint_of_count("2M")
+    ('write the number out: 1500', 'write the number out: 2000000')
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKM])", given)
+    return f"write the number out: {round(float(found[1]) * _THOUSANDS[found[2]])}" if found else None

@@ -71,7 +71,7 @@ class _Umbrella(Command, click.Group):
         for room, heading in HEADINGS.items():
             of_room = [(name, self.get_command(ctx, name)) for name in names if _room(name) == room]
             with formatter.section(heading):
-                formatter.write_dl([(name, command.get_short_help_str(90)) for name, command in of_room if command])
+                formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in of_room if command])
         super().format_options(ctx, formatter)
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> NoReturn:

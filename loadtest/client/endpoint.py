@@ -106,7 +106,7 @@ def endpoint_of(
             "--url: user names and passwords in URLs are not supported",
             hint="pass a key in an environment variable, named by --api-key-env",
         )
-    if parts.scheme not in _SCHEMES or not parts.hostname:
+    if parts.scheme not in _SCHEMES or not parts.hostname or (parts.hostname.isdigit() and port is None):
         raise UserError(f"--url {url}: http://HOST:PORT is expected", hint="use https:// or grpcs:// for TLS")
     if ca_file is not None and not ca_file.is_file():
         raise UserError(f"--ca-file {ca_file}: no such file", hint="give a PEM file of certificates")

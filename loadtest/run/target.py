@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from engines.console import OPENAI_KEY, progress
 from engines.errors import MissingError, UserError
@@ -160,6 +161,11 @@ def _endpoint(options: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
             raise MissingError(
                 f"no server answers at {options.url}: {'; '.join(found.tried)}",
                 hint="start the server (serve-repo), or check --url",
+            )
+        if found.protocol is None and urlsplit(options.url).path.strip("/"):
+            raise MissingError(
+                f"{options.url}: no known API below this path ({'; '.join(found.tried)})",
+                hint="give the URL without the path, or with a gateway's own prefix only",
             )
         if found.protocol is None:
             return None, [("unknown protocol", "; ".join(found.tried), f"--protocol {'|'.join(PROTOCOLS)}")]

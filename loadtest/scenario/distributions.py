@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from engines.errors import UserError
 from engines.files import MAX_TOKENS
+from engines.units import hint_of_count
 from loadtest.scenario.length_files import Pairs, read_column
 
 _FORMS: dict[str, tuple[str, ...]] = {
@@ -160,7 +161,8 @@ def parse(written: object) -> Distribution:
         return fixed(number)
     found = _CALL.fullmatch(written) if isinstance(written, str) else None
     if found is None or found[1] not in _FORMS:
-        raise ValueError(f"not a length or a distribution; such are {_EXAMPLES}")
+        hint = hint_of_count(written) if isinstance(written, str) else None
+        raise ValueError(hint or f"expected a number or a distribution, such as {_EXAMPLES}")
     return _checked(found[1], _arguments(found[1], found[2]))
 
 
@@ -196,7 +198,7 @@ def _checked(kind: str, arguments: dict[str, str]) -> Distribution:
     path, column = arguments.pop("path", ""), arguments.pop("column", "")
     missing = [name for name in _FORMS[kind] if name not in arguments and name not in ("path", "column")]
     if missing or (kind == "empirical" and not path):
-        raise ValueError(f"{kind}(...) needs {', '.join(missing) or 'a path'}; as in {_EXAMPLES}")
+        raise ValueError(f"{kind}(...) needs {', '.join(missing) or 'a path'}; examples: {_EXAMPLES}")
     values = {name: _number(text) for name, text in arguments.items()}
     wrong = next((name for name, value in values.items() if value is None), None)
     if wrong:

@@ -77,6 +77,8 @@ def test_a_broken_connection_is_a_failure(capsys: pytest.CaptureFixture[str]) ->
     [
         (("--count", "5m"), "'5m' is not a whole number.", "do-thing --help lists every flag"),
         (("--share", "5%"), "'5%' is not a number.", "do-thing --help lists every flag"),
+        (("--count", "1k"), "'1k' is not a whole number.", "write the number out: 1000"),
+        (("--limit", "150ms"), "'150ms' is not a number.", "times are in seconds, without a unit: 0.15"),
         (("--limit", "x"), "'x' is not a number.", "do-thing --help lists every flag"),
         (("--run", "a run/run.json"), "Directory 'a run/run.json' is a file.", "give the folder, 'a run'"),
     ],
@@ -108,6 +110,32 @@ def test_a_wrong_flag_is_described_without_words_of_python(
     error, hinted = capsys.readouterr().err.splitlines()
     assert error.endswith(f"'{given[0]}': {said}")
     assert hinted == f"hint: {hint}"
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("--users", "did you mean --concurrency? do-thing --help lists every flag"),  # another tool's name for it
+        ("--concurency", "did you mean --concurrency? do-thing --help lists every flag"),
+        ("--qps", "do-thing --help lists every flag"),  # this command has no --rate
+        ("--master", "do-thing --help lists every flag"),
+    ],
+)
+def test_an_unknown_flag_is_met_with_the_one_that_is_meant(
+    given: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flag of another load generator or a misspelled one; what is not near is not guessed."""
+
+    @click.command("do-thing", cls=Command)
+    @click.option("--concurrency")
+    @click.option("--users-file")
+    def command(**_: object) -> None:
+        pass
+
+    with pytest.raises(SystemExit) as ended:
+        command.main([given, "8"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"do-thing: error: no such flag {given}\nhint: {hint}\n"
 
 
 def test_hint_and_tool_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ def test_flags_lay_over_a_scenario() -> None:
         ({"scenario_name": "chat", "requests": 5}, "does not apply to an open loop"),
         ({"rate": (2.0,), "requests": 5}, "does not apply to an open loop"),
         ({"prompts": "poems"}, "chat, random, or a .json"),
-        ({"isl": "normal(5"}, "--isl: not a length"),
+        ({"isl": "normal(5"}, "--isl: expected a number or a distribution"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"scenario_name": "chatt"}, "no scenario 'chatt'"),
     ],

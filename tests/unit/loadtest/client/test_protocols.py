@@ -369,7 +369,7 @@ def test_urls_are_read_and_refused() -> None:
     assert endpoint_of("https://h/v1/", "openai-chat").tls
     assert takes_ids(endpoint_of("h", "triton-http"), "tensorrt_llm")
     assert not takes_ids(endpoint_of("h", "openai-chat"), "tensorrt_llm")
-    for url in ("ftp://h", "http://", "http://h:99999", "http://user:secret@h"):
+    for url in ("ftp://h", "http://", "http://h:99999", "http://user:secret@h", "8000"):
         with pytest.raises(UserError, match="--url"):
             endpoint_of(url, "openai-chat")
 

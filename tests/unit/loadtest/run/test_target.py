@@ -96,6 +96,15 @@ def test_everything_missing_is_asked_for_at_once(serve: Callable[..., int]) -> N
     assert [flag in caught.value.hint for flag in ("--protocol", "--model", "--tokenizer")] == [True] * 3
 
 
+def test_a_path_below_the_api_is_the_error(serve: Callable[..., int]) -> None:
+    """The URL of one request, as in a curl command, is answered with the root of the server, not with three flags."""
+    url = f"http://127.0.0.1:{serve({'/v1/models': (200, {'data': [MODEL]})})}/v1/chat/completions"
+    with pytest.raises(MissingError, match="no known API below this path") as caught:
+        target_of(TargetOptions(url), "tensorrt_llm")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("give the URL without the path")
+
+
 def test_a_protocol_that_the_server_does_not_speak_is_the_error(serve: Callable[..., int]) -> None:
     """Not a tokenizer that would not help: Triton's own port has no chats."""
     url = f"http://127.0.0.1:{serve({'/v2': (200, {'name': 'triton', 'version': '2.51'})})}"

@@ -93,7 +93,7 @@ def test_a_lognormal_has_its_mean_and_spread() -> None:
 @pytest.mark.parametrize(
     ("said", "wrong"),
     [
-        ("normla(5, 2)", "not a length or a distribution"),
+        ("normla(5, 2)", "expected a number or a distribution"),
         ("normal(5)", "needs sd"),
         ("normal(5, 2, 3)", "'3' is none of them"),
         ("normal(mean=5, mean=6, sd=1)", "takes each of"),
@@ -105,8 +105,8 @@ def test_a_lognormal_has_its_mean_and_spread() -> None:
         ("0", "whole number from 1 up"),
         ("2.5", "whole number from 1 up"),
         (-3, "from 0 to 16,777,216"),
-        (True, "not a length"),
-        (None, "not a length"),
+        (True, "expected a number or a distribution"),
+        (None, "expected a number or a distribution"),
     ],
 )
 def test_what_is_no_length_is_refused(said: object, wrong: str) -> None:
