@@ -86,13 +86,13 @@ def _counted(meter: Meter, window: Window) -> tuple[float | None, str | None]:
     moved = int(inside.sum())
     if moved < MIN_UPDATES:
         needed = _needed(window, MIN_UPDATES, has_exporter=meter.quantity == "gpu_energy_j")
-        return None, f"its energy counter moved {moved} time{'s' * (moved != 1)} in the window, {needed}"
+        return None, f"the energy counter moved {moved} time{'s' * (moved != 1)} in the window, {needed}"
     step_s = float(np.diff(t_s[inside]).max())
     if t_s[0] > window.begin_s + step_s or t_s[-1] < window.end_s - step_s:
-        return None, "its energy counter was not read from the start of the window to its end"
+        return None, "the energy counter was not read from the start of the window to its end"
     begin_s, end_s = max(window.begin_s, float(t_s[0])), min(window.end_s, float(t_s[-1]))
     if (np.diff(joules[(t_s >= begin_s - step_s) & (t_s <= end_s + step_s)]) < 0).any():
-        return None, "its energy counter was reset within the window"
+        return None, "the energy counter was reset within the window"
     begin_j, end_j = np.interp([begin_s, end_s], t_s, joules)
     return float((end_j - begin_j) / (end_s - begin_s)), None
 

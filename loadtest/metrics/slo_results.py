@@ -104,7 +104,7 @@ def knee_of(levels: Sequence[LevelSummary], objectives: Objectives | None = None
             if not all(verdict.met for verdict in verdicts_of(objectives, levels[place])):
                 break
             met = place
-        return Knee(met, "the highest load that met every objective")
+        return Knee(met, "the highest load that met every objective" + _beyond(met, order))
     power = {
         place: level.requests_per_s / level.felt_e2e_s.mean
         for place, level in enumerate(levels)
@@ -112,6 +112,10 @@ def knee_of(levels: Sequence[LevelSummary], objectives: Objectives | None = None
     }
     if len(power) < 3:  # noqa: PLR2004 (an end, an end, and something between them)
         return None
-    return Knee(
-        max(power, key=lambda place: power[place]), "the highest ratio of requests/s to latency (Kleinrock's power)"
-    )
+    best = max(power, key=lambda place: power[place])
+    return Knee(best, "the highest ratio of requests/s to latency (Kleinrock's power)" + _beyond(best, order))
+
+
+def _beyond(knee: int | None, order: Sequence[int]) -> str:
+    """Return the addition for a knee at the highest load: the real one may lie beyond it."""
+    return "; no higher load was tried" if knee == order[-1] else ""

@@ -250,7 +250,7 @@ def _verdict(levels: Sequence[LevelChanges]) -> str:
     counts = {outcome: known.count(outcome) for outcome in ("better", "worse", "same", "unclear")}
     chance = (1 - bootstrap.CONFIDENCE) * len(known)
     return (
-        f"{counts['worse']} figures worse, {counts['better']} better, {counts['same']} the same, {counts['unclear']} "
+        f"{counts['worse']} worse, {counts['better']} better, {counts['same']} the same, {counts['unclear']} "
         f"unclear, {len(found) - len(known)} without enough requests; of {len(known)} at {bootstrap.CONFIDENCE:.0%} "
         f"confidence about {chance:.0f} would differ by chance alone"
     )

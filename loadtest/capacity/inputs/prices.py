@@ -116,12 +116,12 @@ def old_prices(prices: Iterable[Price], today: date) -> list[str]:
     """Return a warning for each price that is older than `OLD_DAYS`.
 
     >>> row = Price(vendor="v", gpu="g", usd_per_gpu_h=1.0, read_on=date(2026, 1, 1), source="a page")
-    >>> old_prices([row], date(2026, 4, 1))
-    ['the price of g is 90 days old (read 2026-01-01); set prices.usd_per_gpu_h.g if it has changed']
+    >>> old_prices([row], date(2026, 4, 1))[0].partition("; ")[0]
+    'the price of g is 90 days old (read 2026-01-01)'
     """
     return [
         f"the price of {price.gpu} is {price.age_days(today)} days old (read {price.read_on.isoformat()}); "
-        f"set prices.usd_per_gpu_h.{price.gpu} if it has changed"
+        "if it has changed, state yours: prices.usd_per_gpu_h, or --gpu-price of report-load"
         for price in prices
         if price.age_days(today) > OLD_DAYS
     ]

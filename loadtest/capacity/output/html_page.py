@@ -116,7 +116,9 @@ def _row_note(row: Row) -> str:
         notes.append(f"fewer than the {row.found.requests_needed:,} requests that its percentiles need")
     if row.added:
         more = "more" if row.added > 0 else "fewer"
-        notes.append(f"behind its router, the fleet takes {abs(row.added)} {more} than one replica's own rate implies")
+        notes.append(
+            f"behind a router, the fleet needs {abs(row.added)} {more} than the rate of a single replica implies"
+        )
     return "; ".join(note for note in notes if note)
 
 

@@ -215,7 +215,9 @@ def _load(plan: CapacityPlan) -> Figure:
         limits=[(limit * MS_PER_S, f"limit on {name}") for name, limit in plan.demand.objectives.ttft_s.items()],
         y_log=True,
     )
-    return Figure(Markup(drawn), "The promised load is just left of the point where a limit is exceeded.")
+    row = plan.chosen
+    first = "" if row is None or row.limited_by is None else f": {row.limited_by} fails first"
+    return Figure(Markup(drawn), f"The promised load is just below the lowest load that misses an objective{first}.")
 
 
 def _tornado(plan: CapacityPlan, usd_per_month: float) -> Figure:

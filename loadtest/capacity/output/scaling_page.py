@@ -106,9 +106,9 @@ def check_words(check: CheckedLaw) -> str:
     """Return what the recommended law did request by request."""
     replayed = check.replayed
     return (
-        f"Its {len(replayed.missed)} hardest minutes, from {check.begin_h:.2f} h on, replayed request by request "
-        f"({replayed.requests:,} requests): {sum(replayed.missed)} missed; the fluid simulation says "
-        f"{sum(check.fluid_missed)}."
+        f"The autoscaler's {len(replayed.missed)} hardest minutes, from {check.begin_h:.2f} h on, request by request "
+        f"({replayed.requests:,} requests): {sum(replayed.missed)} missed, and "
+        f"{sum(check.fluid_missed)} in the fluid simulation."
     )
 
 

@@ -53,7 +53,7 @@ def show_plan(plan: CapacityPlan) -> None:
 
 def _show_demand(plan: CapacityPlan) -> None:
     traffic = plan.traffic
-    hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", its hour {number(traffic.hour_per_s)}"
+    hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", mean of its hour {number(traffic.hour_per_s)}"
     show(
         f"{plan.demand.name}: peak {number(traffic.planned_peak_per_s)} requests/s over "
         f"{plan.demand.peak_window_s:g} s "
@@ -229,11 +229,11 @@ def _show_scaling(plan: CapacityPlan) -> None:
     chosen, fixed, cost = scaling.chosen, scaling.fixed, plan.autoscaled_usd_per_month
     show(
         f"autoscaler: {law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} minutes miss an "
-        f"objective, {chosen.gpu_hours:.1f} GPU hours" + ("" if cost is None else f", {cost:,.0f} USD a month")
+        f"objective, {chosen.gpu_hours:.1f} GPU hours a day" + ("" if cost is None else f", {cost:,.0f} USD a month")
     )
     show(
-        f"{fixed.law.max_replicas} fixed replicas: {fixed.day_missed_minutes} minutes, {fixed.gpu_hours:.1f} GPU hours"
-        + ("" if scaling.pays else f": {NOT_PAYING}")
+        f"{fixed.law.max_replicas} fixed replicas: {fixed.day_missed_minutes} minutes, "
+        f"{fixed.gpu_hours:.1f} GPU hours a day" + ("" if scaling.pays else f": {NOT_PAYING}")
     )
     if scaling.check is not None:
         show(check_words(scaling.check))

@@ -19,7 +19,9 @@ from loadtest.report.comparison_schema import Change, Comparison
 from loadtest.report.theme import FAINT, GREEN, INK, KIND_COLOURS, VERMILION
 
 COLOURS = {"better": GREEN, "worse": VERMILION, "same": INK, "unclear": FAINT, "unknown": FAINT}
-COLOUR_KEY = "green: better, orange: worse, black: the same, grey: no difference detected, hollow: too few requests"
+COLOUR_KEY = (
+    "green: better, orange: worse, black or white: same, grey: no difference detected, hollow: too few requests"
+)
 DRAWN = {
     "itl_s p50": "Inter-token latency, p50",
     "itl_s p99": "Inter-token latency, p99",

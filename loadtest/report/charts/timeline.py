@@ -90,7 +90,8 @@ class _TimeAxis:
         places = self.place(self._edges)
         panel.set_xlim(places[0], places[-1])
         if self._is_even:
-            ticks_at(panel.xaxis, places.tolist(), [f"{edge:,.3g}" for edge in self._edges])
+            digits = max(0, 2 - int(np.floor(np.log10(self._edges[-1]))))
+            ticks_at(panel.xaxis, places.tolist(), [f"{edge:,.{digits}f}" for edge in self._edges])
 
 
 def _clock(summary: Summary) -> str:

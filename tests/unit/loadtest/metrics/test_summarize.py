@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from loadtest.metrics.slo_results import knee_of
 from loadtest.metrics.summarize import parse_series, spread, summarize
 from loadtest.results.records import Sample, ValidityIssue
 from loadtest.scenario.schema import Scenario
@@ -51,6 +52,19 @@ def test_time_scale_divides_durations_and_multiplies_rates() -> None:
     [plain] = summarize(manifest(level(1, 0.0, 5.0)), fast, []).levels
     assert scaled == plain
     assert plain.output_tokens_per_s == pytest.approx(3.0)
+
+
+def test_a_knee_at_the_highest_load_may_lie_beyond_it() -> None:
+    """Only a load that was tried above the knee shows that latency grows faster from there on."""
+    objectives = Objectives(ttft_s={"p50": 0.5})
+    users = range(1, 4)
+    records = [record(10 * at, 10.0 * at, [10.0 * at + 0.3 * at**2, 10.0 * at + 5], level=at - 1) for at in users]
+    levels = summarize(manifest(*(level(at, 10.0 * at, 10.0 * at + 9) for at in users)), records, []).levels
+    found, first = knee_of(levels, objectives), knee_of(levels[:1], objectives)
+    assert found is not None
+    assert first is not None
+    assert (found.level, found.why) == (0, "the highest load that met every objective")
+    assert first.why == "the highest load that met every objective; no higher load was tried"
 
 
 def test_stalls_are_not_hidden() -> None:
