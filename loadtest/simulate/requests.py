@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from struct import Struct
 
 import numpy as np
 
@@ -19,6 +20,7 @@ _INTS = (
     *("conversation", "turn", "class_name", "error"),
 )
 _FLOATS = ("sent_s", "done_s")
+_PACKED = Struct(f"{len(_INTS) + len(_FLOATS)}d").pack
 _PHASES = {phase: place for place, phase in enumerate(PHASES)}
 _OUTCOMES = {outcome: place for place, outcome in enumerate(OUTCOMES)}
 _MEASURE, _OK = PHASES.index("measure"), OUTCOMES.index("ok")
@@ -55,8 +57,8 @@ class SimulatedRequests:
         if phase == _MEASURE and sent_s < self.measure_s:
             self.measure_s = sent_s
         self.last_id = max(self.last_id, turn.id)
-        self._values.extend(
-            (
+        self._values.frombytes(
+            _PACKED(
                 turn.id,
                 level,
                 phase,
