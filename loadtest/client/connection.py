@@ -395,10 +395,8 @@ class _Socket:
 
     def _take(self, receiver: PythonReceiver) -> None:
         """Take what was received, and the end of the connection: a thread may have received both by now."""
-        is_closed, error = (
-            receiver.closed,
-            receiver.error,
-        )  # before the bytes: of a connection ended by now, all are there
+        # Before the bytes: of a connection that has ended by now, all are there.
+        is_closed, error = receiver.closed, receiver.error
         pieces = Pieces(*receiver.drain())
         if self._tls is not None and pieces.data:
             plain = self._decrypted(pieces.data, self._tls)
