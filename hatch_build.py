@@ -67,6 +67,11 @@ def _run(command: list[Any]) -> None:
         raise CannotCompileError((done.stderr.strip() or done.stdout.strip()).splitlines()[0])
 
 
+def _found_by(root: Path) -> dict[str, Any]:
+    """Return the names of the module that finds what is compiled; no package can be imported while it is built."""
+    return runpy.run_path(str(root / "engines" / "compiled.py"))
+
+
 def compile_receiver(root: Path) -> Path:
     """Compile the module beside its source; return its path.
 
@@ -74,9 +79,10 @@ def compile_receiver(root: Path) -> Path:
         CannotCompileError: It cannot be compiled here.
     """
     module = root / RECEIVER.with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))
+    known = f'-DSOURCE_SHA256="{_found_by(root)["sha256_of"](root / RECEIVER)}"'  # receiver.py looks at it
     with tempfile.TemporaryDirectory(dir=module.parent) as folder:  # a running command may be using the old module
         made = Path(folder) / module.name
-        _run([*_compiler(), *RECEIVER_FLAGS, "-o", made, root / RECEIVER])
+        _run([*_compiler(), *RECEIVER_FLAGS, known, "-o", made, root / RECEIVER])
         made.replace(module)
     return module
 
@@ -88,7 +94,7 @@ def compile_simulation(root: Path) -> list[Path]:
         CannotCompileError: It cannot be compiled here.
     """
     compiler = _compiler()
-    found = runpy.run_path(str(root / "engines" / "compiled.py"))
+    found = _found_by(root)
     target, suffix, sha256_of = (found[name] for name in ("FOLDER", "SUFFIX", "sha256_of"))
     listing, sources = target / found["MADE_OF"], {path: sha256_of(root / path) for path in SIMULATION}
     built = {"by": sha256_of(root / "hatch_build.py"), "suffix": suffix, "sources": sources}

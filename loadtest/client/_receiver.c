@@ -746,6 +746,7 @@ PyMODINIT_FUNC PyInit__receiver(void)
 #ifdef __linux__
     whole = whole && !add_type(made, "ReceivingThread", &thread_type);
 #endif
+    whole = whole && !PyModule_AddStringConstant(made, "SOURCE_SHA256", SOURCE_SHA256);
     if (!whole) Py_CLEAR(made);
     return made;
 }

@@ -11,8 +11,13 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from engines.compiled import sha256_of
+
+SOURCE = Path(__file__).with_name("_receiver.c")
 RECEIVE_BYTES = 65_536
 ANCILLARY_BYTES = 64
 BLOCK_BYTES = 65_536  # a quiet receiver wakes its user once it keeps more
@@ -167,12 +172,21 @@ def _delay_s(ancillary: list[tuple[int, int, bytes]], real_s: float) -> float:
 
 
 def compiled(name: str, otherwise: Any) -> Any:
-    """Return the compiled form of a class or function; the other one without a C compiler at the build."""
+    """Return the compiled form of a class or function; the other one where none was built from the source here."""
+    return getattr(_compiled_from(SOURCE), name, otherwise)
+
+
+@cache
+def _compiled_from(source: Path) -> Any:
+    """Return the compiled module; None without one, or where it was built from another source than is here.
+
+    A source that was replaced, as by `git pull`, is not what it was: functions of one version call those of another.
+    """
     try:
         from loadtest.client import _receiver  # noqa: PLC0415
     except ImportError:
-        return otherwise
-    return getattr(_receiver, name, otherwise)
+        return None
+    return _receiver if getattr(_receiver, "SOURCE_SHA256", None) == sha256_of(source) else None
 
 
 Receiver: type[PythonReceiver] = compiled("Receiver", PythonReceiver)

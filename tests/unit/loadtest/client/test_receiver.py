@@ -27,12 +27,14 @@ from loadtest.client.receiver import (
     DATA,
     END_STREAM,
     RECEIVE_BYTES,
+    SOURCE,
     UNSTAMPED,
     Pieces,
     PythonReceiver,
     Quiet,
     Receiver,
     ReceivingThread,
+    _compiled_from,
 )
 from loadtest.client.timestamps import ask_for_stamps
 
@@ -82,6 +84,15 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
 def test_where_there_is_a_compiler_the_compiled_one_is_used() -> None:
     """Or every token costs more, and nobody notices."""
     assert Receiver is not PythonReceiver
+
+
+@pytest.mark.skipif(Receiver is PythonReceiver, reason="no C compiler at the build")
+def test_what_was_compiled_from_another_source_is_not_used(tmp_path: Path) -> None:
+    """A source that was replaced without compiling it again: the functions of two versions had met in a run."""
+    other = tmp_path / "_receiver.c"
+    other.write_bytes(SOURCE.read_bytes() + b"\n")
+    assert _compiled_from(other) is None
+    assert _compiled_from(SOURCE) is not None
 
 
 def test_pieces_are_kept_with_their_times_until_they_are_drained(ends: Ends) -> None:
