@@ -65,10 +65,19 @@ _FLAGS = (
         ),
     ),
     click.option(
-        "--isl", help="Prompt length in tokens: a number or a distribution such as 'lognormal(mean=1024, cv=0.8)'."
+        "--isl",
+        help=(
+            "Prompt length in tokens: a number or a distribution such as 'lognormal(mean=1024, cv=0.8)'.  [default: "
+            "the scenario's, the prompt file's, or 256]"
+        ),
     ),
-    click.option("--osl", help="Reply length in tokens: a number or a distribution."),
-    click.option("--requests", type=int, help="Measured requests per level."),
+    click.option(
+        "--osl",
+        help=(
+            "Reply length in tokens: a number or a distribution.  [default: the scenario's, the prompt file's, or 64]"
+        ),
+    ),
+    click.option("--requests", type=int, help="Measured requests per level.  [default: the scenario's, or 32]"),
 )
 
 
@@ -79,7 +88,7 @@ def scenario_flag(function: _FunctionT) -> _FunctionT:
         "scenario_name",
         shell_complete=completing(library_names),
         metavar="NAME|FILE",
-        help="A scenario of the library, or a YAML file.",
+        help="A scenario of the library (chat, code, rag, reasoning, ...), or a YAML file.  [default: sweep's levels]",
     )
     return add(function)
 

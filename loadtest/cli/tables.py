@@ -209,7 +209,9 @@ def show_knee(found: KneeResult) -> None:
 
     from engines.terminal_tables import table_console
 
-    title = f"loads tried, latency in ms ({escape(found.label)})"
+    first = found.tried[0].level
+    lengths = f"prompts of {first.isl:,.0f}, replies of {first.osl:,.0f} tokens"
+    title = f"loads tried with {lengths}; latency in ms ({escape(found.label)})"
     table = Table(title=title, title_justify="left")
     for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
         table.add_column(name, justify="left" if name == "verdict" else "right")
