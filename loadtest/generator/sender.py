@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -35,6 +36,8 @@ from loadtest.traffic import (
 )
 
 PROBE_S = 0.25  # interval of checks for a server that went away
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+NO_MORE_FILES = "no more connections can be opened: raise the limit of open files (ulimit -n), or lower the load"
 TICK_S = 0.05  # interval of the generator's own timer: it is timed, and is when a level is found to be over
 RECORDED_AT_ONCE = 16  # ended requests: together they take less time than apart, and delay what is due meanwhile
 
@@ -144,7 +147,13 @@ class SenderState:
             self.ahead.make(self.loop.next_conversations(RECORDED_AT_ONCE))
 
     def note_reach(self, failure: Exception | None) -> None:
-        """Record whether a request reached the server; after a while without any, the server is considered gone."""
+        """Record whether a request reached the server; after a while without any, the server is considered gone.
+
+        Where this process may open no more connections, the run ends: such failures are not the server's.
+        """
+        if isinstance(failure, OSError) and failure.errno in OUT_OF_FILES:
+            self.stopped = self.stopped or NO_MORE_FILES
+            return
         if not isinstance(failure, UnreachableError):
             self._back()
         elif self._away is None:

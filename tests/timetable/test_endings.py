@@ -252,3 +252,20 @@ def test_a_level_ends_at_its_limit(start: Start, run: Run, tmp_path: Path, worke
     outcomes = Counter(each["outcome"] for each in records_of(tmp_path / "run"))
     assert outcomes["timeout"] >= 4
     assert set(outcomes) <= {"timeout", "cancelled"}
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", 2)])
+def test_more_connections_than_files_may_be_open_end_the_run(
+    start: Start, run: Run, tmp_path: Path, workers: tuple[object, ...]
+) -> None:
+    """Requests that could not be sent are no failures of the server: the run says what to raise, and is no success."""
+    few = (48, 48)
+    process = run(
+        start().port,
+        *("--concurrency", 120, "--requests", 240, "--osl", 20, *workers),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few),
+    )
+    status, errors = wait_for_end(process)
+    assert status == 1, errors
+    assert "no more connections can be opened: raise the limit of open files (ulimit -n)" in errors
+    assert not manifest_of(tmp_path / "run")["levels"][0]["complete"]
