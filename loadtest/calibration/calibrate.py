@@ -248,12 +248,13 @@ def _warnings(
     held_out_logs: dict[tuple[int, int], Array],
     tried: dict[Structure, Fitted],
 ) -> list[str]:
-    found = [
-        f"{each.name}: not identified by the points; "
-        f"{each.value:.3g} comes mostly from the prior (most probable there: {each.expected:g})"
-        for each in parameters
-        if not each.identified
-    ]
+    unknown = [each.name for each in parameters if not each.identified]
+    found = []
+    if unknown:
+        found.append(
+            f"{len(unknown)} of {len(parameters)} parameters are not identified by the points: values come mostly "
+            f"from what is expected ({', '.join(unknown)})"
+        )
     found += [
         f"{each.name}: {each.value:.3g} is at its physical limit; the model lacks something this deployment does"
         for each in parameters

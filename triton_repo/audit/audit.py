@@ -18,7 +18,7 @@ from triton_repo.settings import (
     REPOSITORY_NAME,
     RepositoryManifest,
     read_repository,
-    refuse_engine,
+    refuse_other_kind,
 )
 
 EXPECTED: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {
@@ -62,7 +62,7 @@ def audit_repository(folder: Path) -> list[Finding]:
     present = [model for model in MODELS if (folder / model).is_dir()]
     manifest, findings = _manifest(folder)
     if not present and manifest is None:
-        refuse_engine(folder)
+        refuse_other_kind(folder)
         raise MissingError(
             f"{folder}: contains none of {', '.join(MODELS)}",
             hint="give the folder that contains them, as for tritonserver --model-repository",

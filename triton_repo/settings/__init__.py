@@ -16,7 +16,7 @@ from triton_repo.settings.repository_manifest import (
     ServingSettings,
     Variant,
     read_repository,
-    refuse_engine,
+    refuse_other_kind,
 )
 from triton_repo.settings.resolve import Given, Resolved, given_in, resolve, shown
 from triton_repo.settings.setting import all_settings, merged_over
@@ -49,7 +49,7 @@ __all__ = [
     "misfits",
     "read_engine_config",
     "read_repository",
-    "refuse_engine",
+    "refuse_other_kind",
     "resolve",
     "shown",
 ]

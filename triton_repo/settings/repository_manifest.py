@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.errors import CommandError, UserError
-from engines.files import Document, Strict, read_json
+from engines.errors import CommandError, MissingError, UserError
+from engines.files import Document, Strict, kind_of_folder, read_json
 from engines.manifest import EngineManifest, Notice, read_manifest
 from triton_repo.settings.schema import ServingSettings
 from triton_repo.settings.server_settings import DEFAULT_TIME_SCALE, Emulation
@@ -89,17 +89,23 @@ class RepositoryManifest(Document):
 
 
 def read_repository(folder: Path) -> RepositoryManifest:
-    """Read a repository's manifest. Raises as `files.read_json` does."""
+    """Read a repository's manifest. Raises as `files.read_json` does; a folder of another kind is named as such."""
     try:
         return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
+    except MissingError:
+        refuse_other_kind(folder)
+        raise
     except UserError as error:
-        refuse_engine(folder)
+        refuse_other_kind(folder)
         hint = "the file is truncated or of another version; rebuild the repository with build-repo ENGINE_DIR --force"
         raise UserError(error.message, hint=hint) from error
 
 
-def refuse_engine(folder: Path) -> None:
-    """Refuse the folder of an engine, whose manifest has the same name."""
+def refuse_other_kind(folder: Path) -> None:
+    """Refuse the folder of an engine, whose manifest has the same name, and what another command wrote."""
+    kind = kind_of_folder(folder)
+    if kind not in (None, "a model repository", "an engine folder"):
+        raise UserError(f"{folder}: {kind}, not a model repository", hint="give the output folder of build-repo")
     try:
         read_manifest(folder)
     except CommandError:

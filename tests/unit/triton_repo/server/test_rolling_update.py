@@ -8,11 +8,13 @@ from typing import cast
 
 import pytest
 
-from engines.errors import ToolError, UserError
+from engines.errors import MissingError, ToolError, UserError
 from engines.files import MadeBy, to_json
+from engines.outputs import whole_folder
 from tests.deployments import engine_of_kind
 from triton_repo.server.control import ENGINE_MODEL, Control, ControlError
 from triton_repo.server.rolling_update import GROWING, _refuse, roll_engine, swap
+from triton_repo.settings import read_repository
 
 
 class Loader:
@@ -82,6 +84,16 @@ def test_folders_given_in_the_wrong_order_are_told_apart(tmp_path: Path) -> None
     (tmp_path / "manifest.json").write_text(to_json(engine_of_kind("emulated")))
     with pytest.raises(UserError, match="an engine folder, not a model repository"):
         roll_engine(tmp_path, tmp_path, made_by=MadeBy(command="test", version="0"), progress=print)
+
+
+def test_a_run_is_no_repository(tmp_path: Path) -> None:
+    """It is named as what it is, not by the file that it lacks; a folder of nobody's by that file."""
+    with whole_folder(tmp_path / "run", made_by=MadeBy(command="run-load --url h", version="0")) as run:
+        (run / "run.json").touch()
+    with pytest.raises(UserError, match="run: a run folder, not a model repository"):
+        read_repository(tmp_path / "run")
+    with pytest.raises(MissingError, match=r"manifest\.json: no such file"):
+        read_repository(tmp_path)
 
 
 def test_an_engine_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
