@@ -184,9 +184,11 @@ def _compiled_from(source: Path) -> Any:
     """
     try:
         from loadtest.client import _receiver  # noqa: PLC0415
-    except ImportError:
+
+        is_same = getattr(_receiver, "SOURCE_SHA256", None) == sha256_of(source)
+    except (ImportError, OSError):
         return None
-    return _receiver if getattr(_receiver, "SOURCE_SHA256", None) == sha256_of(source) else None
+    return _receiver if is_same else None
 
 
 Receiver: type[PythonReceiver] = compiled("Receiver", PythonReceiver)

@@ -92,6 +92,7 @@ def test_what_was_compiled_from_another_source_is_not_used(tmp_path: Path) -> No
     other = tmp_path / "_receiver.c"
     other.write_bytes(SOURCE.read_bytes() + b"\n")
     assert _compiled_from(other) is None
+    assert _compiled_from(tmp_path / "missing.c") is None
     assert _compiled_from(SOURCE) is not None
 
 
