@@ -7,6 +7,7 @@ more precise, with arrivals, queues and percentiles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -237,12 +238,22 @@ def choose_limits(
 
     Every candidate's `max_num_tokens` is the value that the builder would use.
 
+    The longest gap follows from the token budget, hardly from the batch. Where a full iteration of the smallest budget
+    exceeds it (or of the only one, a given one), that budget is taken, and the other objectives decide the batch: the
+    few that meet the gap are those whose sequences together are shorter than the budget, one or two.
+
     If no candidate meets the objectives, the one with the lowest ITL, then TTFT, is chosen, and the plan says so. Among
     candidates within `WORTH_RATIO` of the best, the smallest batch is chosen, then the largest token budget, which
     shortens bursts of prompts that a steady state does not include.
     """
-    candidates = _candidates(engine, workload, batch_sizes, token_budgets, max_draft_len)
+    token_budgets = _possible_budgets(engine, workload, token_budgets)
+    candidates = _candidates(engine, batch_sizes, token_budgets, max_draft_len)
     outlooks = [(found, outlook(found, workload)) for found in candidates]
+    smallest = min(token_budgets)
+    filled = [expected.longest_gap_s for found, expected in outlooks if found.sizing.max_num_tokens == smallest]
+    if filled and min(filled) > objectives.longest_gap_s:
+        objectives = without_gap(objectives)
+        outlooks = [pair for pair in outlooks if pair[0].sizing.max_num_tokens <= smallest]
     good = [(found, expected) for found, expected in outlooks if not expected.misses(objectives)]
     if not good:
         fitting = [pair for pair in outlooks if pair[1].sequences] or outlooks
@@ -252,16 +263,22 @@ def choose_limits(
     return min(worthy, key=lambda pair: (pair[0].sizing.max_batch_size, -pair[0].sizing.max_num_tokens))[0]
 
 
-def _candidates(
-    engine: Engine,
-    workload: Workload,
-    batch_sizes: tuple[int, ...],
-    token_budgets: tuple[int, ...],
-    max_draft_len: int,
-) -> Iterator[Engine]:
+def without_gap(objectives: Objectives) -> Objectives:
+    """Return objectives without a limit on the longest gap."""
+    return objectives.model_copy(update={"longest_gap_s": math.inf})
+
+
+def _possible_budgets(engine: Engine, workload: Workload, token_budgets: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the token budgets to try: a prompt that is not chunked must fit one iteration."""
     longest = min(workload.longest_isl, engine.sizing.max_seq_len - 1)
-    if not engine.chunked and len(token_budgets) > 1:  # a prompt that is not chunked must fit one iteration
-        token_budgets = tuple(budget for budget in token_budgets if budget >= longest) or (longest,)
+    if engine.chunked or len(token_budgets) == 1:
+        return token_budgets
+    return tuple(budget for budget in token_budgets if budget >= longest) or (longest,)
+
+
+def _candidates(
+    engine: Engine, batch_sizes: tuple[int, ...], token_budgets: tuple[int, ...], max_draft_len: int
+) -> Iterator[Engine]:
     are_given = len(token_budgets) == len(batch_sizes) == 1
     for budget in token_budgets:
         for batch in batch_sizes:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from engines.files import Document
 from engines.planning.build_plan import BuildPlan, Predicted
 from engines.planning.choices import Choices
-from engines.planning.limits import Engine, outlook
+from engines.planning.limits import Engine, outlook, without_gap
 from engines.planning.llm_api import release_of, require_backend_has, resolve_llm_api
 from engines.planning.recipe import LoraChoices, ResolvedRecipe
 from engines.planning.resolve_formats import (
@@ -97,8 +95,7 @@ def _predicted(choices: Choices, engine: Engine) -> Predicted:
     expected = outlook(engine, recipe.workload)
     missed = expected.misses(recipe.objectives)
     if missed:
-        in_ms = recipe.objectives.model_copy(update={"longest_gap_s": math.inf})
-        alone = outlook(engine.limited(max_batch_size=1), recipe.workload).misses(in_ms)
+        alone = outlook(engine.limited(max_batch_size=1), recipe.workload).misses(without_gap(recipe.objectives))
         reach = f"; out of reach of one request at a time too: {alone} (--ttft-ms and --itl-ms are in milliseconds)"
         choices.notice("objectives-missed", f"predicted with a full batch: {missed}{reach if alone else ''}")
     return Predicted(

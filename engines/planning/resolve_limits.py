@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 from engines.errors import TargetMissedError, UserError
 from engines.manifest import Runtime
 from engines.planning.choices import Choices
-from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, WORTH_RATIO, Engine, choose_limits, outlook
-from engines.planning.recipe import SpeculativeChoices, Workload
+from engines.planning.limits import (
+    BATCH_SIZES,
+    TOKEN_BUDGETS,
+    WORTH_RATIO,
+    Engine,
+    Outlook,
+    choose_limits,
+    outlook,
+    without_gap,
+)
+from engines.planning.recipe import Objectives, SpeculativeChoices, Workload
 from engines.planning.resolve_step_time import resolve_step_time
 from engines.spec import (
     GpuSpec,
@@ -54,29 +65,26 @@ def resolve_limits(
         tensor_parallel=recipe.parallel.tensor,
         pipeline_parallel=recipe.parallel.pipeline,
     )
+    engine = Engine(
+        model,
+        gpu,
+        precision.name,
+        kv_format,
+        start,
+        runtime.chunked_context,
+        resolve_step_time(choices, model, gpu, precision, kv_format),
+        speculation,
+    )
+    objectives = _reachable(choices, engine)
     found = choose_limits(
-        Engine(
-            model,
-            gpu,
-            precision.name,
-            kv_format,
-            start,
-            runtime.chunked_context,
-            resolve_step_time(choices, model, gpu, precision, kv_format),
-            speculation,
-        ),
+        engine,
         recipe.workload,
-        recipe.objectives,
+        objectives,
         batch_sizes=BATCH_SIZES if max_batch_size == "auto" else (max_batch_size,),
         token_budgets=TOKEN_BUDGETS if max_num_tokens == "auto" else (max_num_tokens,),
         max_draft_len=speculative.max_draft_len if recipe.backend == "tensorrt" else 0,
     )
-    missed = outlook(found, recipe.workload).misses(recipe.objectives)
-    kept = (
-        f"smallest batch, then largest token budget, within {WORTH_RATIO:.0%} of the highest predicted throughput that "
-        "meets the objectives"
-    )
-    why = f"{'lowest predicted ITL: no limits meet the objectives' if missed else kept}; see --explain"
+    why = f"{_reason(outlook(found, recipe.workload), objectives)}; see --explain"
     for name, requested, value in (
         ("limits.max_batch_size", max_batch_size, found.sizing.max_batch_size),
         ("limits.max_num_tokens", max_num_tokens, found.sizing.max_num_tokens),
@@ -88,6 +96,38 @@ def resolve_limits(
         else:
             choices.given(name, value, "as requested")
     return found
+
+
+def _reachable(choices: Choices, engine: Engine) -> Objectives:
+    """Return the recipe's objectives without those that nobody asked for and that one request alone misses.
+
+    A default suits large GPUs. On a small one it would choose a batch of one for the sake of a limit that this misses
+    as well.
+    """
+    recipe = choices.resolved.recipe
+    alone = [
+        outlook(engine.limited(max_batch_size=1, max_num_tokens=budget), recipe.workload) for budget in TOKEN_BUDGETS
+    ]
+    dropped = {
+        name: math.inf
+        for name in ("ttft_s", "itl_s")
+        if choices.resolved.origin(f"objectives.{name}") == "default"
+        and min(getattr(each, name) for each in alone) > getattr(recipe.objectives, name)
+    }
+    return recipe.objectives.model_copy(update=dropped)
+
+
+def _reason(expected: Outlook, objectives: Objectives) -> str:
+    """Return why limits with these figures were chosen."""
+    if expected.misses(without_gap(objectives)):
+        return "lowest predicted ITL: no limits meet the objectives"
+    kept = (
+        f"smallest batch, then largest token budget, within {WORTH_RATIO:.0%} of the highest predicted throughput that "
+        "meets the objectives"
+    )
+    if not expected.misses(objectives):
+        return kept
+    return f"{kept} but the longest gap, which a full iteration of the smallest token budget misses"
 
 
 def _max_seq_len(choices: Choices, model: ModelSpec) -> int:

@@ -27,12 +27,14 @@ from loadtest.capacity.accuracy import CandidateAccuracy, Evaluations, evaluatio
 from loadtest.capacity.inputs import Demand, MeasuredRun
 from loadtest.capacity.simulation import Interval, LengthProfile, Slowdown
 from loadtest.results import REQUESTS_NAME, RUN_NAME, run_path
+from loadtest.scenario import Goodput
 from loadtest.simulate import calibrated
 
 Basis = Literal["measured", "calibrated", "predicted", "emulated"]
 # Basis of a row's figures, best first. `emulated` is a server around this project's own step times, or a calibration on
 # one: it is not evidence about a GPU, and ranks below a plain prediction.
 RANK: dict[Basis, int] = {"measured": 0, "calibrated": 1, "predicted": 2, "emulated": 3}
+NO_LIMIT_S = 1e6  # an objective that the demand does not have; a recipe's are finite
 EVICTING = " evicting"  # suffix for an engine that reserves no KV blocks
 
 
@@ -226,15 +228,16 @@ def _plan_objectives(demand: Demand) -> dict[str, float]:
     """Return the limits for the engine planner's own search: those of the demand's limits that a steady state has.
 
     They apply at the middle of the prediction: an engine sized for its unfavourable end would be too small for most
-    likely outcomes.
+    likely outcomes. What the demand does not limit, here too has no limit: a recipe's own defaults are no objectives of
+    this demand, and a small GPU may miss them even with one request at a time.
     """
     wanted = demand.objectives
     itl = wanted.itl_s or wanted.tpot_s
-    found: dict[str, float] = {}
-    if wanted.ttft_s:
-        found["objectives.ttft_s"] = max(wanted.ttft_s.values())
-    if itl:
-        found["objectives.itl_s"] = min(itl.values())
+    of_each = wanted.goodput or Goodput()
+    found = {
+        "objectives.ttft_s": max(wanted.ttft_s.values(), default=of_each.ttft_s or NO_LIMIT_S),
+        "objectives.itl_s": min(itl.values(), default=of_each.tpot_s or NO_LIMIT_S),
+    }
     if wanted.itl_s:
         found["objectives.longest_gap_s"] = max(wanted.itl_s.values())
     return found

@@ -82,6 +82,44 @@ def test_a_tighter_objective_never_chooses_a_larger_batch() -> None:
     assert batches[0] > batches[-1]
 
 
+def test_a_given_token_budget_whose_gap_is_too_long_does_not_cost_the_batch() -> None:
+    """Prompts fill 2,048 tokens of an A100 for longer than 100 ms whatever the batch: it is not cut to one request."""
+    flags = {"model": "llama-3.1-8b", "gpu": "a100-sxm-80gb", "precision": "bf16", "limits__max_num_tokens": 2048}
+    plan = plan_of(**flags, objectives__itl_s=0.1, objectives__longest_gap_s=0.1)
+    loose = plan_of(**flags, objectives__itl_s=0.1, objectives__longest_gap_s=1.0)
+    assert plan.sizing == loose.sizing
+    assert (
+        plan.predicted.longest_gap_s > 2 * 2048 * 7e9 / 312e12 > 0.09
+    )  # the arithmetic alone, at the data sheet's peak
+    assert plan.predicted.itl_s <= 0.1
+    assert any("longest gap" in each.reason for each in plan.choices if each.name == "limits.max_batch_size")
+
+
+def test_the_builders_smaller_budget_for_one_sequence_is_no_reason_to_serve_one() -> None:
+    """A builder cuts 8,192 tokens to the longest sequence of a batch of one: it meets the gap, and serves no other."""
+    plan = plan_of(
+        model="llama-3.1-8b",
+        gpu="h100-sxm-80gb",
+        precision="bf16",
+        workload__longest_isl=1000,
+        workload__longest_osl=500,
+        limits__max_num_tokens=8192,
+        objectives__longest_gap_s=0.1,
+    )
+    assert plan.sizing.max_num_tokens == 8192
+    assert plan.sizing.max_batch_size >= 64
+
+
+def test_a_default_that_one_request_misses_does_not_choose_the_batch() -> None:
+    """16 GB of weights take an L4 54 ms at its full 300 GB/s: 50 ms between tokens are a default for larger GPUs."""
+    flags = {"model": "llama-3.1-8b", "gpu": "l4-24gb", "precision": "bf16"}
+    plan = plan_of(**flags)
+    assert plan.predicted.single_itl_s > 16e9 / 300e9 > 0.05
+    assert plan.sizing.max_batch_size >= 8
+    assert any(notice.code == "objectives-missed" for notice in plan.notices)
+    assert plan_of(**flags, objectives__itl_s=0.05).sizing.max_batch_size == 1  # asked for: as near as possible
+
+
 def test_objectives_out_of_reach_are_said_and_not_hidden() -> None:
     """No 8B model decodes in a millisecond on one H100: the plan stands, with a notice that names both figures."""
     plan = plan_of(objectives__itl_s=0.001)
