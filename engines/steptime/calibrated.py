@@ -145,6 +145,7 @@ def ratios_of(factors: Factors) -> StepCost:
         attention_s=factors.attention_ratio,
         activations_s=factors.gemm_ratio,
         communication_s=1.0,
+        launch_s=1.0,
         host_s=1.0,
         sampling_s=1.0,
         onboard_s=1.0,

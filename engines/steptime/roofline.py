@@ -103,7 +103,7 @@ class Roofline:
         self.activation_s_per_token = moved_bytes / (bandwidth * eff.kv_bandwidth)
         logits_bytes = model.vocab_size * LOGITS_BYTES * SAMPLING_PASSES
         self.sampling_s_per_sequence = logits_bytes / (gpu.bandwidth_bytes_per_s * eff.kv_bandwidth)
-        self.host_s = model.layers * eff.layer_s
+        self.launch_s = model.layers * eff.layer_s
         self.onboard_s_per_token = kv_bytes / gpu.interconnect_bytes_per_s
         self.reduce_s_per_token = _reduce_s(model, gpu, tensor_parallel)
 
@@ -123,7 +123,7 @@ class Roofline:
             attention_s=shape.prefill_attended_tokens * self.attention_s_per_pair,
             activations_s=tokens * self.activation_s_per_token,
             communication_s=tokens * self.reduce_s_per_token,
-            host_s=self.host_s,
+            launch_s=self.launch_s,
             sampling_s=sequences * self.sampling_s_per_sequence,
             onboard_s=shape.onboarded_tokens * self.onboard_s_per_token,
         )

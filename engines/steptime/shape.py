@@ -53,7 +53,8 @@ class StepCost(NamedTuple):
         attention_s: Attention arithmetic of prompts, and of decoding beyond `kv_read_s`.
         activations_s: Norms, rotary embedding, quantization: traffic of activations between the GEMMs.
         communication_s: All-reduce between GPUs.
-        host_s: Kernel launches, scheduling, bookkeeping: per iteration and per sequence.
+        launch_s: Gaps between kernels, of a source that prices kernels by their bytes and operations.
+        host_s: Scheduling and bookkeeping of the engine's loop and its server: per iteration and per sequence.
         sampling_s: From logits to a token.
         onboard_s: Copying KV blocks back from host memory.
         draft_s: Speculation: the draft model's passes, and proposing and accepting tokens.
@@ -65,6 +66,7 @@ class StepCost(NamedTuple):
     attention_s: float = 0.0
     activations_s: float = 0.0
     communication_s: float = 0.0
+    launch_s: float = 0.0
     host_s: float = 0.0
     sampling_s: float = 0.0
     onboard_s: float = 0.0

@@ -33,7 +33,7 @@ _KEEP = uniform(1.0)
 _PARTS: dict[Constraint, StepCost] = {
     "bandwidth": _KEEP._replace(weights_s=_FASTER, kv_read_s=_FASTER, activations_s=_FASTER),
     "arithmetic": _KEEP._replace(gemm_s=_FASTER, attention_s=_FASTER),
-    "host": _KEEP._replace(host_s=_FASTER, sampling_s=_FASTER),
+    "host": _KEEP._replace(launch_s=_FASTER, host_s=_FASTER, sampling_s=_FASTER),
 }
 
 
