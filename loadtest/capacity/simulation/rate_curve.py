@@ -59,9 +59,10 @@ def curve_of(demand: Demand, folder: Path) -> RateCurve:
     times_s = _times_s(demand.traffic, folder)
     begin_s, window_s = busiest_window(demand, folder)
     peak = float(((times_s >= begin_s) & (times_s < begin_s + window_s)).sum() / window_s)
-    slots = max(1, math.floor(times_s[-1] / SLOT_S))
-    counts, _ = np.histogram(times_s, bins=np.arange(slots + 1) * SLOT_S)
-    return RateCurve(counts / SLOT_S, peak, peak)
+    since_s = times_s - times_s[0]
+    slot_s = min(SLOT_S, float(since_s[-1]))
+    counts, _ = np.histogram(since_s, bins=np.arange(math.floor(since_s[-1] / slot_s) + 1) * slot_s)
+    return RateCurve(counts / slot_s, peak, peak)
 
 
 def _described_curve(demand: Demand, traffic: Described) -> RateCurve:
@@ -111,12 +112,15 @@ def busiest_ratio(variation: float, window_s: float) -> float:
 
 
 def busiest_window(demand: Demand, folder: Path) -> tuple[float, float]:
-    """Return the start of a trace's busiest window, relative to the trace's slice, and its length."""
+    """Return the start of a trace's busiest window, relative to the trace's slice, and its length.
+
+    A trace lasts from its first request to its last: the clock it is told by may have begun long before.
+    """
     assert isinstance(demand.traffic, Trace)
     times_s = _times_s(demand.traffic, folder)
-    window_s = min(demand.peak_window_s, float(times_s[-1]))
+    window_s = min(demand.peak_window_s, float(times_s[-1] - times_s[0]))
     inside = np.searchsorted(times_s, times_s + window_s) - np.arange(len(times_s))
-    latest = times_s <= max(0.0, float(times_s[-1]) - window_s)
+    latest = times_s <= max(float(times_s[0]), float(times_s[-1]) - window_s)
     return float(times_s[int(np.argmax(np.where(latest, inside, -1)))]), window_s
 
 

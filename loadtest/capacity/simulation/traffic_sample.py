@@ -214,7 +214,11 @@ def _shares_little(scenario: Scenario, kv_tokens: int) -> bool:
 
 
 def _replayed(demand: Demand, folder: Path, spec: SampleSpec, rng: np.random.Generator) -> TrafficSample:
-    """Replay a part of a trace's busiest window at its original speed."""
+    """Replay a part of a trace's busiest window at its original speed.
+
+    Where a trace has less before that part than fills the batch, the part's own beginning does: what is measured always
+    has the window's traffic.
+    """
     trace = demand.traffic
     assert isinstance(trace, Trace)
     requests = requests_of_trace(trace, folder)
@@ -222,8 +226,11 @@ def _replayed(demand: Demand, folder: Path, spec: SampleSpec, rng: np.random.Gen
     inside = sum(begin_s <= each.at_s < begin_s + window_s for each in requests) / window_s
     measure_s = min(spec.measure_s, window_s)
     begin_s += (window_s - measure_s) * _place(spec, rng)
-    begin_s -= min(spec.lead_s, begin_s)
-    lead_s, upto_s = spec.lead_s, spec.lead_s + measure_s + spec.tail_s
+    before_s = min(spec.lead_s, begin_s - requests[0].at_s)
+    filling_s = min(spec.lead_s - before_s, measure_s / 2)
+    begin_s -= before_s
+    lead_s, measure_s = before_s + filling_s, measure_s - filling_s
+    upto_s = lead_s + measure_s + spec.tail_s
     largest = trace.max_tokens or demand.max_tokens_for(max(each.osl for each in requests))
     ratio = spec.rate_per_s / inside
     jitter_s = JITTER_S if ratio > 1 else 0.0

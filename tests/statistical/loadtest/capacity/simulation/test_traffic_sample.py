@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.rate_curve import curve_of
-from loadtest.capacity.simulation.traffic_sample import requests_needed
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, requests_needed, window_of
 from tests.unit.loadtest.capacity.made import HERE, demand, window
 
 
@@ -52,3 +55,32 @@ def test_percentiles_decide_how_long_a_simulation_is() -> None:
         objectives={"ttft_s": {"p95": 1.0}},
     )
     assert requests_needed(rare, 16) == 10_000
+
+
+def traced(folder: Path, *, begin_s: float, length_s: float) -> Demand:
+    """Return a demand of two requests a second, written down from a time on."""
+    rows = "".join(f"{begin_s + place / 2:.1f},100,50\n" for place in range(int(2 * length_s) + 1))
+    (folder / "trace.csv").write_text("at_s,isl,osl\n" + rows, encoding="utf-8")
+    return demand(traffic={"process": "trace", "path": "trace.csv"})
+
+
+@pytest.mark.parametrize("length_s", [30.0, 85.0, 600.0, 1800.0])
+@pytest.mark.parametrize("begin_s", [0.0, 3000.0, 90_000.0])
+def test_a_trace_is_the_same_by_any_clock(tmp_path: Path, begin_s: float, length_s: float) -> None:
+    """Two requests a second are two on average and at the peak, however short the trace, whatever its clock shows."""
+    curve = curve_of(traced(tmp_path, begin_s=begin_s, length_s=length_s), tmp_path)
+    assert curve.peak_per_s == pytest.approx(2.0, rel=0.02)
+    assert curve.mean_per_s == pytest.approx(2.0, rel=0.02)
+    assert not curve.is_day
+
+
+@pytest.mark.parametrize("lead_s", [10.0, 60.0, 180.0, 400.0])
+@pytest.mark.parametrize("rate_per_s", [1.0, 2.0])
+def test_what_is_measured_of_a_short_trace_has_its_rate(tmp_path: Path, rate_per_s: float, lead_s: float) -> None:
+    """Ten minutes of a trace in which a request lasts minutes: no part that is measured lies behind the trace's end."""
+    asked = traced(tmp_path, begin_s=0.0, length_s=600.0)
+    spec = SampleSpec(rate_per_s, 600.0, lead_s, 4 * lead_s, windows=4)
+    found = [window_of(asked, tmp_path, replace(spec, window=number)) for number in range(4)]
+    sent = sum(one.measure_s <= each.at_s < one.end_s for one in found for each in one.requests)
+    assert sent / sum(one.end_s - one.measure_s for one in found) == pytest.approx(rate_per_s, rel=0.05)
+    assert all(one.requests[0].at_s < one.measure_s for one in found)
