@@ -25,7 +25,9 @@ from engines.spec import (
 def resolve_precision(choices: Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision) -> Verdict:
     """Return the support of a precision by the GPU and the model; refuse one without, and an uneven split."""
     found = require_possible(precision, gpu, model.family)
-    _require_even_split(model, choices.resolved.recipe.parallel.tensor)
+    parallel = choices.resolved.recipe.parallel
+    _require_peers(gpu, parallel.tensor * parallel.pipeline)
+    _require_even_split(model, parallel.tensor)
     choices.given("model", model.name, f"{model.parameters:,} parameters")
     choices.given("gpu", gpu.name, f"{gib(gpu.memory_bytes)}, {gpu.kind_text}")
     choices.given("precision", precision.name, found.status)
@@ -39,6 +41,18 @@ def resolve_precision(choices: Choices, model: ModelSpec, gpu: GpuSpec, precisio
             f"({scaling.attn_factor:.4f}): its attention magnitude may differ slightly from stacks that do",
         )
     return found
+
+
+def _require_peers(gpu: GpuSpec, gpus: int) -> None:
+    """Refuse a replica of several slices of a GPU: they have no way to each other.
+
+    Source: NVIDIA MIG User Guide, "Application Considerations": no GPU-to-GPU P2P, and a CUDA process sees one slice.
+    """
+    if gpus > 1 and gpu.is_slice:
+        raise UserError(
+            f"a replica of {gpus} GPUs on {gpu.name}: slices of a GPU cannot exchange data",
+            hint="one slice per replica (--tp 1), a larger slice, or whole GPUs",
+        )
 
 
 def _require_even_split(model: ModelSpec, tensor: int) -> None:

@@ -64,6 +64,11 @@ class GpuSpec(Strict):
         return 0 if self.device == "cpu" else int(self.compute_capability.replace(".", ""))
 
     @property
+    def is_slice(self) -> bool:
+        """Whether it is a MIG slice of a GPU."""
+        return "-mig-" in self.name
+
+    @property
     def kind_text(self) -> str:
         """What it is, in words: a GPU's compute capability."""
         return "CPU" if self.device == "cpu" else f"compute capability {self.compute_capability}"

@@ -142,5 +142,5 @@ def why_no_power(gpu: GpuSpec, speculative: SpeculativeDecoding | None = None) -
     if speculative is not None:
         return "the power model does not cover speculative decoding: drafts and their verification were not measured"
     if gpu.power_w is None:
-        return f"{gpu.name}: no board power is known" + (" for a slice of a GPU" if "-mig-" in gpu.name else "")
+        return f"{gpu.name}: no board power is known" + (" for a slice of a GPU" if gpu.is_slice else "")
     return None

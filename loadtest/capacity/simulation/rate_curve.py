@@ -114,7 +114,7 @@ def busiest_ratio(variation: float, window_s: float) -> float:
 def busiest_window(demand: Demand, folder: Path) -> tuple[float, float]:
     """Return the start of a trace's busiest window, relative to the trace's slice, and its length.
 
-    A trace lasts from its first request to its last: the clock it is told by may have begun long before.
+    A trace lasts from its first request to its last; its clock may have begun long before.
     """
     assert isinstance(demand.traffic, Trace)
     times_s = _times_s(demand.traffic, folder)

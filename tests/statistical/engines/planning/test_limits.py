@@ -120,6 +120,14 @@ def test_a_default_that_one_request_misses_does_not_choose_the_batch() -> None:
     assert plan_of(**flags, objectives__itl_s=0.05).sizing.max_batch_size == 1  # asked for: as near as possible
 
 
+@pytest.mark.parametrize("split", ["tensor", "pipeline"])
+def test_slices_of_a_gpu_make_no_replica_together(split: str) -> None:
+    """MIG has no way from one slice to another: two of them are two replicas, and two whole GPUs may be one."""
+    with pytest.raises(UserError, match="slices of a GPU cannot exchange data"):
+        plan_of(gpu="h100-sxm-80gb-mig-3g.40gb", **{f"parallel__{split}": 2})
+    assert plan_of(gpu="h100-sxm-80gb", **{f"parallel__{split}": 2}).predicted.tokens_per_s > 0
+
+
 def test_objectives_out_of_reach_are_said_and_not_hidden() -> None:
     """No 8B model decodes in a millisecond on one H100: the plan stands, with a notice that names both figures."""
     plan = plan_of(objectives__itl_s=0.001)
