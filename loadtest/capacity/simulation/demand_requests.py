@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from engines.errors import UserError
 from loadtest.capacity.inputs import Described
 from loadtest.scenario import Scenario, Trace, read_trace
 from loadtest.traffic import SAMPLED_CONVERSATIONS, ConversationSampler, ConversationState
 
 NOMINAL_ITL_S = 0.02  # assumed ITL of replies when drawing the time of a conversation's next turn
+MIN_TRACE_REQUESTS = 5  # of fewer, nothing is left at the lower rates that a search tries
 
 
 class SimRequest(NamedTuple):
@@ -76,14 +78,27 @@ def mean_turns_of(scenario_json: str) -> float:
 
 
 def requests_of_trace(trace: Trace, folder: Path) -> tuple[SimRequest, ...]:
-    """Return the requests of a trace's slice, in order of time; a trace's relative path starts at `folder`."""
+    """Return the requests of a trace's slice, in order of time; a trace's relative path starts at `folder`.
+
+    Raises:
+        UserError: There are fewer than `MIN_TRACE_REQUESTS`, or all came at one time: a rate follows from neither.
+    """
     return _requests_of_trace(trace.model_dump_json(), str(folder))
 
 
 @cache
 def _requests_of_trace(trace_json: str, folder: str) -> tuple[SimRequest, ...]:
-    schedule = read_trace(Trace.model_validate_json(trace_json), folder=Path(folder))
-    return tuple(
+    trace = Trace.model_validate_json(trace_json)
+    schedule = read_trace(trace, folder=Path(folder))
+    found = tuple(
         SimRequest(each.at_s, each.isl or 1, each.osl or 1, "", each.prefix_hashes, each.max_tokens)
         for each in schedule.arrivals
     )
+    length_s = found[-1].at_s - found[0].at_s
+    if len(found) < MIN_TRACE_REQUESTS or not length_s:
+        raise UserError(
+            f"{Path(folder) / trace.path}: too few requests for a plan, {len(found)} in {length_s:g} s; at least "
+            f"{MIN_TRACE_REQUESTS} are needed, at more than one time",
+            hint="take a longer trace or slice, or state the rate (process: described)",
+        )
+    return found

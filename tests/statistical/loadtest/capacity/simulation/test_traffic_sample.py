@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines.errors import UserError
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.rate_curve import curve_of
@@ -72,6 +73,15 @@ def test_a_trace_is_the_same_by_any_clock(tmp_path: Path, begin_s: float, length
     assert curve.peak_per_s == pytest.approx(2.0, rel=0.02)
     assert curve.mean_per_s == pytest.approx(2.0, rel=0.02)
     assert not curve.is_day
+
+
+@pytest.mark.parametrize("times_s", [[3.0], [3.0] * 20, [0.0, 1.0, 2.0, 3.0]])
+def test_a_trace_without_a_rate_is_refused(tmp_path: Path, times_s: list[float]) -> None:
+    """Of one moment it had been a traceback, of two requests "no deployment meets the objectives"."""
+    (tmp_path / "trace.csv").write_text("at_s,isl,osl\n" + "".join(f"{at_s},100,50\n" for at_s in times_s))
+    asked = demand(traffic={"process": "trace", "path": "trace.csv"})
+    with pytest.raises(UserError, match=rf"trace.csv: too few requests for a plan, {len(times_s)} in \d s"):
+        curve_of(asked, tmp_path)
 
 
 @pytest.mark.parametrize("lead_s", [10.0, 60.0, 180.0, 400.0])
