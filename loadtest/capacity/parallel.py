@@ -91,14 +91,17 @@ class Workers:
         return self._pool
 
     def close(self, *, at_once: bool = False) -> None:
-        """End the processes; `at_once` aborts their current tasks."""
+        """End the processes; `at_once` aborts their current tasks, and waits for the end.
+
+        Python 3.11, as it exits, wakes the thread of a pool that is ending by a pipe that this thread may just have
+        closed: a traceback after the line that says why the command ends.
+        """
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        children = multiprocessing.active_children() if at_once else []
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in children:
+        for child in multiprocessing.active_children() if at_once else ():
             child.terminate()
+        pool.shutdown(wait=at_once, cancel_futures=True)
 
 
 @contextmanager

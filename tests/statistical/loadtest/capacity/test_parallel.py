@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,22 @@ print("started", flush=True)
 print(_all(on_ray=True))
 ray.shutdown()
 """
+
+
+def test_nothing_of_a_stopped_pool_is_left_to_the_interpreters_exit() -> None:
+    """Neither its processes nor its thread: Python 3.11 may wake that by a pipe that it has just closed."""
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        _stopped_at_its_first_result()
+    assert threading.active_count() == before
+    assert not multiprocessing.active_children()
+
+
+def _stopped_at_its_first_result() -> None:
+    with workers_of(2) as workers:
+        for _ in workers.run(squared, [(place, place) for place in range(4)]):
+            assert multiprocessing.active_children()
+            raise KeyboardInterrupt
 
 
 def test_ray_brings_the_same() -> None:
