@@ -33,6 +33,8 @@ KINDS = {
     "find-knee": "a result of find-knee",
     "report-load": "a report",
     "plan-capacity": "a capacity plan",
+    "check-gpu": "a result of check-gpu",
+    "install-triton": "a local Triton",
 }
 
 
@@ -100,10 +102,14 @@ def kind_of_folder(folder: Path) -> str | None:
     """Return what a folder is by the command that wrote it, with its article; None if no command recorded that."""
     try:
         found = json.loads((folder / CONTENTS_NAME).read_text(encoding="utf-8"))
-        command = str(found["made_by"]["command"])
+        return kind_made_by(str(found["made_by"]["command"]))
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return None
-    return KINDS.get(command.partition(" ")[0])
+
+
+def kind_made_by(command_line: str) -> str | None:
+    """Return what a command writes, with its article; None if it writes nothing of a kind of its own."""
+    return KINDS.get(command_line.partition(" ")[0])
 
 
 def require_schema(values: object, wanted: int, *, again: str) -> None:

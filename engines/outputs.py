@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engines.errors import CommandError, UserError
-from engines.files import CONTENTS_NAME, KINDS, Document, MadeBy, kind_of_folder, read_json, write_json
+from engines.files import CONTENTS_NAME, Document, MadeBy, kind_made_by, kind_of_folder, read_json, write_json
 from engines.processes import started_ticks
 
 _NAMES_SHOWN = 3
@@ -52,7 +52,8 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = (),
     Args:
         force: Whether to replace an existing folder if this tool made it.
         inputs: Files and folders that the command reads.
-        command: The command, which replaces only folders of its own kind: a run never replaces an engine. None: any.
+        command: The command, or its command line. It replaces only folders of its own kind: a run never replaces an
+            engine. None: any.
 
     Raises:
         UserError: `target` equals, contains or is inside an input; is a symbolic link, a file or the file system's
@@ -72,9 +73,10 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = (),
     if foreign is not None:
         raise foreign
     theirs = kind_of_folder(target)
-    if command is not None and theirs is not None and theirs != KINDS.get(command):
+    if command is not None and theirs is not None and theirs != kind_made_by(command):
         raise UserError(
-            f"{target} is {theirs}: {command} does not replace it", hint="choose another --out, or remove it yourself"
+            f"{target} is {theirs}: {command.partition(' ')[0]} does not replace it",
+            hint="choose another --out, or remove it yourself",
         )
 
 
@@ -156,7 +158,7 @@ def whole_folder(
     """
     with folder_lock(target):
         _recover(target)
-        refuse_existing(target, force=force, inputs=inputs)
+        refuse_existing(target, force=force, inputs=inputs, command=made_by.command)
         beside = target.with_name(f".{target.name}.part")
         _remove_own(beside)
         beside.mkdir(parents=True)
@@ -166,7 +168,7 @@ def whole_folder(
             yield beside
             write_json(beside / CONTENTS_NAME, contents.model_copy(update={"files": tuple(_written_in(beside))}))
             # After a long build: files created in the meantime are not lost.
-            refuse_existing(target, force=force, inputs=inputs)
+            refuse_existing(target, force=force, inputs=inputs, command=made_by.command)
             for name in users:
                 if (target / name).is_file():
                     shutil.copy2(target / name, beside / name, follow_symlinks=False)
@@ -201,7 +203,7 @@ def folder_in_place(
     """
     with folder_lock(target):
         _recover(target)
-        refuse_existing(target, force=force, inputs=inputs)
+        refuse_existing(target, force=force, inputs=inputs, command=made_by.command)
         _move_aside(target)
         target.mkdir(parents=True)
         write_json(target / CONTENTS_NAME, FolderContents(made_by=made_by, later=tuple(files), main=main))

@@ -71,6 +71,14 @@ def test_a_command_replaces_folders_of_its_own_kind_only(tmp_path: Path) -> None
     with whole_folder(tmp_path / "run", made_by=MadeBy(command="run-load --url h", version="0")) as run:
         (run / "run.json").touch()
     refuse_existing(tmp_path / "run", force=True, command="predict-load")
+    for line in ("unpack-checkpoint smollm2", "check-gpu", "install-triton"):  # none checks before it writes
+        by = MadeBy(command=line, version="0")
+        said = f"is an engine folder: {line.split()[0]} does not replace it"
+        with pytest.raises(UserError, match=said), whole_folder(engine, made_by=by, force=True):
+            pass
+        with pytest.raises(UserError, match=said), folder_in_place(engine, made_by=by, files=(), force=True):
+            pass
+    assert (engine / "plan.json").is_file()
 
 
 def test_existing_folder_needs_force(tmp_path: Path) -> None:
