@@ -204,9 +204,17 @@ def _usage_hint(error: click.UsageError, command: str) -> str:
     if isinstance(error, click.NoSuchOption) and (near := _near_flags(error)):
         return f"did you mean {' or '.join(near)}? {command} --help lists every flag"
     if found := _NOT_A_NUMBER.search(error.format_message()):
-        hint = hint_of_count(found[1]) or (hint_of_time(found[1]) if found[2] == "float" else None)
+        hint = hint_of_count(found[1])
+        if found[2] == "float":
+            hint = hint or hint_of_time(found[1], in_ms=_is_in_ms(error))
         return hint or f"{command} --help lists every flag"
     return f"{command} --help lists every flag"
+
+
+def _is_in_ms(error: click.UsageError) -> bool:
+    """Whether an error is about a flag in milliseconds, such as --itl-ms."""
+    parameter = error.param if isinstance(error, click.BadParameter) else None
+    return parameter is not None and any(name.endswith("-ms") for name in parameter.opts)
 
 
 def _near_flags(error: click.NoSuchOption) -> list[str]:

@@ -43,14 +43,21 @@ def three_digits(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if value else "0"
 
 
-def hint_of_time(given: str) -> str | None:
+def hint_of_time(given: str, *, in_ms: bool = False) -> str | None:
     """Return what to write in place of a time that was given with its unit.
 
     >>> hint_of_time("150ms"), hint_of_time("1.5 min")
     ('times are in seconds, without a unit: 0.15', 'times are in seconds, without a unit: 90')
+    >>> hint_of_time("0.05s", in_ms=True)
+    'this time is in milliseconds, without a unit: 50'
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)\s*", given)
-    return f"times are in seconds, without a unit: {float(found[1]) * _SECONDS[found[2]]:g}" if found else None
+    if found is None:
+        return None
+    time_s = float(found[1]) * _SECONDS[found[2]]
+    if in_ms:
+        return f"this time is in milliseconds, without a unit: {time_s * MS_PER_S:g}"
+    return f"times are in seconds, without a unit: {time_s:g}"
 
 
 def hint_of_count(given: str) -> str | None:

@@ -79,6 +79,7 @@ def test_a_broken_connection_is_a_failure(capsys: pytest.CaptureFixture[str]) ->
         (("--share", "5%"), "'5%' is not a number.", "do-thing --help lists every flag"),
         (("--count", "1k"), "'1k' is not a whole number.", "write the number out: 1000"),
         (("--limit", "150ms"), "'150ms' is not a number.", "times are in seconds, without a unit: 0.15"),
+        (("--gap-ms", "50ms"), "'50ms' is not a number.", "this time is in milliseconds, without a unit: 50"),
         (("--limit", "x"), "'x' is not a number.", "do-thing --help lists every flag"),
         (("--run", "a run/run.json"), "Directory 'a run/run.json' is a file.", "give the folder, 'a run'"),
     ],
@@ -100,6 +101,7 @@ def test_a_wrong_flag_is_described_without_words_of_python(
     @click.option("--count", type=int)
     @click.option("--share", type=click.FloatRange(0, 1))
     @click.option("--limit", type=float)
+    @click.option("--gap-ms", type=float)
     @click.option("--run", type=click.Path(file_okay=False))
     def command(**_: object) -> None:
         pass
