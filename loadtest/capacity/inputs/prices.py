@@ -116,8 +116,10 @@ def old_prices(prices: Iterable[Price], today: date) -> list[str]:
     """Return a warning for each price that is older than `OLD_DAYS`.
 
     >>> row = Price(vendor="v", gpu="g", usd_per_gpu_h=1.0, read_on=date(2026, 1, 1), source="a page")
-    >>> old_prices([row], date(2026, 4, 1))[0].partition("; ")[0]
-    'the price of g is 90 days old (read 2026-01-01)'
+    >>> for part in old_prices([row], date(2026, 4, 1))[0].split("; "):
+    ...     print(part)
+    the price of g is 90 days old (read 2026-01-01)
+    if it has changed, state yours: prices.usd_per_gpu_h, or --gpu-price of report-load
     """
     return [
         f"the price of {price.gpu} is {price.age_days(today)} days old (read {price.read_on.isoformat()}); "

@@ -252,8 +252,14 @@ def merged_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str
 
 
 _SHAPE_ERRORS = (
-    *(KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError),
-    *(OverflowError, struct.error),
+    KeyError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    IndexError,
+    RecursionError,
+    OverflowError,
+    struct.error,
 )
 
 
@@ -291,9 +297,8 @@ def read_messages(protocol: Protocol, messages: list[bytes], times_s: array[floa
             raise ProtocolError(f"a malformed message of {len(message)} bytes: {type(error).__name__}") from error
         if protocol.shape is not None and protocol.shape.text_in(message):
             shape = protocol.shape
-        elif (
-            left and place < len(messages) and messages[place].endswith(message[-END_BYTES:])
-        ):  # else it has no other's
+        elif left and place < len(messages) and messages[place].endswith(message[-END_BYTES:]):
+            # Where the next event ends otherwise, it has another shape.
             left -= 1
             shape = protocol.shape = protocol.shape_of(message) or shape
 
