@@ -107,6 +107,14 @@ def kind_of_folder(folder: Path) -> str | None:
         return None
 
 
+def why_not(kind: str, folder: Path, name: str) -> str:
+    """Return why a folder, which lacks the file that a kind of folder has, is not of that kind."""
+    if not folder.is_dir():
+        return "no such folder"
+    found = kind_of_folder(folder)
+    return f"{found}, not {kind}" if found not in (None, kind) else f"not {kind}: it has no {name}"
+
+
 def kind_made_by(command_line: str) -> str | None:
     """Return what a command writes, with its article; None if it writes nothing of a kind of its own."""
     return KINDS.get(command_line.partition(" ")[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from engines.errors import MissingError, UserError
-from engines.files import Document, Strict, kind_of_folder, load_json, validate
+from engines.files import Document, Strict, load_json, validate, why_not
 from engines.names import engine_title
 from engines.spec import (
     Factors,
@@ -273,11 +273,9 @@ def manifest_path(engine_folder: Path) -> Path:
     """
     path = engine_folder / MANIFEST_NAME
     if not path.exists():
-        if not engine_folder.is_dir():
-            raise MissingError(f"{engine_folder}: no such folder", hint=_ENGINE_HINT)
-        kind = kind_of_folder(engine_folder)
-        what = f"not an engine folder: it has no {MANIFEST_NAME}" if kind is None else f"{kind}, not an engine folder"
-        raise UserError(f"{engine_folder}: {what}", hint=_ENGINE_HINT)
+        error = UserError if engine_folder.is_dir() else MissingError
+        why = why_not("an engine folder", engine_folder, MANIFEST_NAME)
+        raise error(f"{engine_folder}: {why}", hint=_ENGINE_HINT)
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from engines.errors import MissingError, UserError
-from engines.files import Document, SchemaT, Strict, kind_of_folder, parse_json, read_json, text_file, validate
+from engines.files import Document, SchemaT, Strict, parse_json, read_json, text_file, validate, why_not
 from loadtest.results.model_versions import ModelVersions
 from loadtest.scenario import Scenario
 
@@ -258,12 +258,10 @@ def run_path(folder: Path) -> Path:
     """
     path = folder / RUN_NAME
     if not path.is_file():
-        kind = kind_of_folder(folder)
-        what = f"not a run folder: it has no {RUN_NAME}" if kind is None else f"{kind}, not a run folder"
-        what = what if folder.is_dir() else "no such folder"
         inside = min((*folder.glob(f"*/{RUN_NAME}"), *folder.glob(f"*/*/{RUN_NAME}")), default=None)
         hint = "give the output folder of run-load or predict-load --out"
-        raise UserError(f"{folder}: {what}", hint=f"it contains runs: {inside.parent}, ..." if inside else hint)
+        why = why_not("a run folder", folder, RUN_NAME)
+        raise UserError(f"{folder}: {why}", hint=f"it contains runs: {inside.parent}, ..." if inside else hint)
     return path
 
 

@@ -105,6 +105,10 @@ def test_a_folder_of_another_kind_is_named_as_such(tmp_path: Path) -> None:
         (engine / "manifest.json").touch()
     with pytest.raises(UserError, match="made: an engine folder, not a run folder"):
         read_run(tmp_path / "made")
+    with whole_folder(tmp_path / "run", made_by=MadeBy(command="run-load --url h", version="0")):
+        pass  # a run's own folder that lost its file had been "a run folder, not a run folder"
+    with pytest.raises(UserError, match=r"run: not a run folder: it has no run\.json"):
+        read_run(tmp_path / "run")
 
 
 def test_a_folder_of_runs_is_met_with_one_of_them(tmp_path: Path) -> None:
