@@ -240,8 +240,8 @@ class Demand(Strict):
         model: A known name, or a folder with a config.json.
         growth_per_month: Growth of the traffic, compounded: 0.05 is 5 %.
         horizon_months: How far ahead the plan must still meet the objectives.
-        peak_window_s: Replicas are sized for the busiest period of this length (of a trace; a described day is sized
-            for its busiest hour).
+        peak_window_s: Replicas are sized for the busiest period of this length: of a trace, or of a described day's
+            busiest hour.
         max_tokens: Most tokens that a reply may have, unless its class's lengths or a trace's row state it. None:
             the longest reply of its class; for a reasoning model, 32,768.
         objectives: Over all requests together.
