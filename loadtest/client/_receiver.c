@@ -118,7 +118,8 @@ static ssize_t stream_head_bytes(const char *data, ssize_t size)
 
 static bool may_wait(int quiet, const unsigned char *data, ssize_t size)
 {
-    if (quiet == CHUNKS) return size >= 4 && memcmp(data + size - 4, "\r\n\r\n", 4);
+    if (quiet == CHUNKS)
+        return size >= 4 && memcmp(data + size - 4, "\r\n\r\n", 4) && !memmem(data, (size_t)size, "0\r\n\r\n", 5);
     if (quiet != FRAMES) return false;
     ssize_t place = 0;
     while (size - place >= FRAME_HEAD_BYTES) {
@@ -551,6 +552,16 @@ static const char *chunk_content(const char *from, const char *end, Py_ssize_t *
     return at > from && end - at >= 2 && at[0] == '\r' && at[1] == '\n' ? at + 2 : NULL;
 }
 
+/* Whether a chunk's content is for the parser: it begins with a byte order mark, or a line ends with CR alone. */
+static bool is_unusual(const char *data, Py_ssize_t size)
+{
+    if (size > 2 && !memcmp(data, "\xef\xbb\xbf", 3)) return true;
+    const char *end = data + size;
+    while ((data = memchr(data, '\r', (size_t)(end - data))))
+        if (++data < end && *data != '\n') return true;
+    return false;
+}
+
 static bool is_space(char byte) { return byte == ' ' || (byte >= '\t' && byte <= '\r'); }
 
 static bool append_new(PyObject *list, PyObject *item)
@@ -607,7 +618,7 @@ static PyObject *event_chunks(PyObject *Py_UNUSED(self), PyObject *arguments)
     const char *content;
     while (whole && begin >= 0 && begin < length && (content = chunk_content(data + begin, data + length, &size))) {
         Py_ssize_t line = content - data, last = line + size;
-        if (!size || last + 2 > length || memcmp(data + last - 1, "\n\r\n", 3)) break;
+        if (!size || last + 2 > length || memcmp(data + last - 1, "\n\r\n", 3) || is_unusual(content, size)) break;
         whole = take_lines(&events, data, line, last);
         begin = last + 2;
     }

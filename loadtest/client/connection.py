@@ -355,9 +355,12 @@ class _Socket:
             self._set_timer()
             return
         try:
-            self._settle()  # may contain the reason
+            self._settle()  # may contain the reason, or the end
         except ProtocolError as failure:
             self._end(failure)
+            return
+        if self.session.ended:
+            self._end(None)
             return
         connections, is_late = self._connections, now_s >= self._ends_s
         never = f"no end of the reply within {connections.reply_s:g} s"

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import httptools
 
-from loadtest.client.receiver import EMPTY_LINE, Pieces, Quiet, begins_stream, compiled
+from loadtest.client.receiver import CHUNKS_END, EMPTY_LINE, Pieces, Quiet, begins_stream, compiled
 
 HEAD_LIMIT_BYTES = 65_536
 REPLY_LIMIT_BYTES = 1 << 26
@@ -28,7 +28,8 @@ EVENT_STREAM = "text/event-stream"
 DATE = re.compile(rb"\r\ndate:[^\r]*", re.IGNORECASE)
 MAX_HEADS = 16  # of a server's streams: one that gives each reply a head of its own has none in common
 CHUNK_HEAD = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
-CHUNKS_END = b"0\r\n\r\n"
+LONE_RETURN = re.compile(rb"\r[^\n]")
+MARK = b"\xef\xbb\xbf"  # the byte order mark that a stream may begin with
 LAST_CHUNK = b"\r\n" + CHUNKS_END  # and the end of the one before it
 QUEUE_FULL = ("Maximum queue size", "Exceeds maximum queue size")
 
@@ -174,6 +175,7 @@ class HttpSession(Session):
         self.ended, self.reusable, self.is_between_chunks = False, True, False
         self._known_head_bytes = 0
         self._line = self._first = b""
+        self._has_lines = False
         self._headers: dict[str, str] = {}
         self._chunked = self._is_stream = self._until_close = False
         self._type = ""
@@ -319,8 +321,11 @@ class HttpSession(Session):
         if not self._is_stream:
             self._line = body[:HEAD_LIMIT_BYTES]
             return
-        lines = body.split(b"\n")
+        lines = body.replace(b"\r", b"\n").split(b"\n")  # a line may end with either or both; empty ones do not count
         self._line = lines.pop()
+        if lines and not self._has_lines:
+            lines[0] = lines[0].removeprefix(MARK)
+            self._has_lines = True
         for line in lines:
             if line[:5] == b"data:":
                 self._messages.append(line[5:].strip())
@@ -395,6 +400,8 @@ def _event_chunks(
 ) -> tuple[list[bytes], array[float], int]:
     """Take the chunks of whole lines from a place on; return their messages, when each arrived, and where they end.
 
+    A byte order mark and lines that end with a carriage return alone are left to the parser.
+
     Args:
         ends: Where each piece ends in `data`.
         arrivals_s: When each arrived.
@@ -403,6 +410,8 @@ def _event_chunks(
     while head := CHUNK_HEAD.match(data, begin):
         line, last = head.end(), head.end() + int(head[1], 16)
         if line == last or data[last - 1 : last + 2] != b"\n\r\n":
+            break
+        if data.startswith(MARK, line) or LONE_RETURN.search(data, line, last):
             break
         while line < last:
             line_end = data.index(b"\n", line)

@@ -23,6 +23,7 @@ ANCILLARY_BYTES = 64
 BLOCK_BYTES = 65_536  # a quiet receiver wakes its user once it keeps more
 UNSTAMPED = math.inf
 EMPTY_LINE = b"\r\n\r\n"
+CHUNKS_END = b"0" + EMPTY_LINE  # the last chunk, without a trailer
 FRAME_HEAD_BYTES, DATA, END_STREAM = 9, 0, 0x1  # of HTTP/2
 _unpacked = struct.Struct("qq").unpack_from  # seconds and nanoseconds of the wall clock
 
@@ -53,7 +54,7 @@ class Quiet(IntEnum):
 
     Attributes:
         NONE: Every piece is to be looked at.
-        CHUNKS: Those that do not end a reply in HTTP's chunks, which ends with an empty line.
+        CHUNKS: Those that do not end a reply in HTTP's chunks: an empty line ends it, after its last chunk or trailer.
         FRAMES: Those of whole HTTP/2 frames of data that do not end their stream.
         STREAM: None before one that begins as a stream in chunks does; its head alone waits; after it, as `CHUNKS`.
     """
@@ -153,7 +154,7 @@ def begins_stream(data: bytes) -> bool:
 
 def _may_wait(quiet: Quiet, data: bytes) -> bool:
     if quiet == Quiet.CHUNKS:  # a piece of less than an empty line may be the rest of one
-        return len(data) >= len(EMPTY_LINE) and not data.endswith(EMPTY_LINE)
+        return len(data) >= len(EMPTY_LINE) and not data.endswith(EMPTY_LINE) and CHUNKS_END not in data
     if quiet != Quiet.FRAMES:
         return False
     place, size = 0, len(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from array import array
 from typing import Any
@@ -16,7 +17,7 @@ from loadtest.client.connection import Connection, ServerConnections
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.protocols import protocol_for
 from loadtest.client.protocols.base import Reply, RequestSpec
-from loadtest.client.receiver import UNSTAMPED, Pieces
+from loadtest.client.receiver import UNSTAMPED, Pieces, PythonReceiver, Receiver
 from loadtest.client.timestamps import Readings
 from loadtest.traffic.prompts import Prompt
 
@@ -106,6 +107,53 @@ def test_a_server_that_takes_and_says_nothing_is_left() -> None:
         assert _ask(door) == ("timeout", "nothing for 0.2 s")
         door.endpoint = door.endpoint.model_copy(update={"tls": True, "insecure": True})
         assert _ask(door)[0] == "timeout"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+TOKEN = b'data: {"choices": [{"delta": {"content": "a"}, "finish_reason": "length"}]}\n\n'
+LINES = TOKEN + b'data: {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 4}}\n\ndata: [DONE]\n\n'
+WHOLE = HEAD + b"%x\r\n%b\r\n0\r\n\r\n" % (len(LINES), LINES)
+
+
+def _answer_in(pieces: tuple[bytes, ...], server: socket.socket) -> None:
+    there, _ = server.accept()
+    with there:
+        there.recv(65_536)
+        for piece in pieces:
+            there.sendall(piece)
+            time.sleep(0.05)
+        there.recv(1)  # until the client closes
+
+
+@pytest.mark.parametrize("receiver", [PythonReceiver, Receiver])
+@pytest.mark.parametrize(
+    ("pieces", "longest_s"),
+    [
+        ((WHOLE + b"X",), 0.1),
+        ((WHOLE[: len(HEAD)], WHOLE[len(HEAD) :] + b"X"), 0.15),
+        ((WHOLE[:-7] + b"\r", b"\n0\r\n\r\nX"), 0.15),
+        ((WHOLE[:-2], b"\r\nHTTP/1.1 408 Request Timeout\r\n"), 5.0),  # seen after the time without a byte
+    ],
+)
+def test_bytes_after_a_whole_reply_are_no_part_of_it(
+    pieces: tuple[bytes, ...], longest_s: float, receiver: type[PythonReceiver]
+) -> None:
+    """The reply is whole, and known to be at once where one piece holds its end; the connection is not used again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_answer_in, args=(pieces, server))
+        thread.start()
+        door, answer = _door(server.getsockname()[1], silence_s=0.5), Reply()
+        door.receiver = receiver
+        began_s = time.monotonic()
+        connection, asked = Connection(door), RequestSpec("r0", Prompt(tokens=1, text="x"), 4)
+        connection.ask(asked, answer)
+        took_s = time.monotonic() - began_s
+        thread.join(5)
+    assert answer.outcome(asked) == ("ok", None)
+    assert answer.whole
+    assert answer.done_s < 0.4
+    assert took_s < longest_s + 0.3
+    assert not thread.is_alive()
 
 
 SECONDS = st.floats(-10, 10, allow_nan=False) | st.floats(-0.01, 0.01)

@@ -73,6 +73,27 @@ def test_however_the_bytes_are_cut_the_messages_are_the_same(cuts: list[int]) ->
     assert heard.session.reusable
 
 
+@given(
+    st.sampled_from([b"\n", b"\r", b"\r\n"]),
+    st.sampled_from([b"", b"\xef\xbb\xbf"]),
+    st.lists(st.integers(0, 600), max_size=12),
+    st.booleans(),
+)
+def test_lines_end_as_the_standard_allows_after_a_byte_order_mark_or_none(
+    line_end: bytes, mark: bytes, cuts: list[int], is_known: bool
+) -> None:
+    """The HTML standard has LF, CR and CRLF, and one mark at the start; also where replies before had the same head."""
+    last = b"data: [DONE]" + line_end * 2
+    events = [mark + b"data: one" + line_end * 2, b": x" + line_end + b"data: two" + line_end, line_end + last]
+    reply = HEAD + b"".join(map(_chunk, events)) + b"0\r\n\r\n"
+    heard = Heard({HEAD[:-4]} if is_known else None)
+    heard.session.is_whole_with(reply, last)
+    for begin, end in pairwise(sorted({0, *(cut for cut in cuts if cut < len(reply)), len(reply)})):
+        heard.session.take(Pieces.of(reply[begin:end], 0.0))
+    assert heard.messages == [b"one", b"two", b"[DONE]"]
+    assert heard.session.ended
+
+
 def test_a_message_has_the_time_of_its_last_byte() -> None:
     """A message cut in two has come when its second part has, however late both are read."""
     heard = Heard()
@@ -269,6 +290,7 @@ CHUNKS = st.lists(
         [
             *(_chunk(_event(text="tick")), _chunk(_event(text="tock", longer=True)), _chunk(b"data: \n\n")),
             *(_chunk(b"data:  spaced \t\n\n"), _chunk(b"data: a\rb\n\n"), _chunk(b": still here\n\n")),
+            *(_chunk(b"\xef\xbb\xbfdata: marked\n\n"), _chunk(b"data: a\rdata: b\r\r"), _chunk(b"data: c\r\r\n")),
             *(_chunk(b"data: one\n\ndata: two\n\n"), _chunk(b"data: cut"), _chunk(b" in two\n\n"), _chunk(b"\n")),
             *(
                 _chunk(b"data: a\r\n\r\n"),

@@ -112,14 +112,15 @@ def test_pieces_are_kept_with_their_times_until_they_are_drained(ends: Ends) -> 
 
 
 def test_a_receiver_of_chunks_wakes_for_what_may_be_an_end_alone(ends: Ends) -> None:
-    """An empty line at the end of a piece, or a piece so short that it may be the rest of one."""
+    """An empty line at the end of a piece, the last chunk in it, or a piece so short that it may be the rest of one."""
     ends.receiver.quiet = Quiet.CHUNKS
     looks = []
-    for data in (b"5\r\nhello\r\n", b"0\r\n\r\n", b"more", b"\r\n\r\n", b"\n", b"x\r\n\r\ny"):
+    pieces = (b"5\r\nhello\r\n", b"0\r\n\r\n", b"more", b"\r\n\r\n", b"\n", b"x\r\n\r\ny", b"x0\r\n\r\ny")
+    for data in pieces:
         ends.send(data)
         looks.append(ends.looks)
-    assert looks == [0, 1, 1, 2, 3, 3]
-    assert ends.drained().data == b"5\r\nhello\r\n0\r\n\r\nmore\r\n\r\n\nx\r\n\r\ny"
+    assert looks == [0, 1, 1, 2, 3, 3, 4]
+    assert ends.drained().data == b"".join(pieces)
 
 
 def test_a_receiver_of_frames_wakes_for_all_but_whole_frames_of_data(ends: Ends) -> None:
@@ -237,7 +238,19 @@ def test_a_receiver_of_a_stream_keeps_its_head_and_wakes_for_any_other(ends: End
 
 PIECES = st.lists(
     st.binary(min_size=1, max_size=40)
-    | st.sampled_from([b"\r\n\r\n", b"a\r\n\r\n", b"\n", b"x" * 30_000, b"y" * RECEIVE_BYTES, b"z" * 70_000, *STREAMS])
+    | st.sampled_from(
+        [
+            b"\r\n\r\n",
+            b"a\r\n\r\n",
+            b"a\r\n0\r\n\r\nHTTP/1.1",
+            b"0\r\n\r\n" + b"x" * 30_000,
+            b"\n",
+            b"x" * 30_000,
+            b"y" * RECEIVE_BYTES,
+            b"z" * 70_000,
+            *STREAMS,
+        ]
+    )
     | st.lists(
         st.builds(
             frame, st.sampled_from([DATA, DATA, PING]), st.sampled_from([0, 0, END_STREAM]), st.just(1), st.binary()
