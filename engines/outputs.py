@@ -236,7 +236,7 @@ def folder_lock(target: Path) -> Iterator[None]:
     if not target.name:
         raise UserError(f"{target}: the path has no folder name", hint="give the full path of the folder")
     _make_parent(target)
-    lock_path = target.with_name(f".{target.name}.lock")
+    lock_path = _lock_path(target)
     refusal = UserError(
         f"{target}: another command is writing this folder", hint="wait for it, or choose another --out"
     )
@@ -255,6 +255,22 @@ def folder_lock(target: Path) -> Iterator[None]:
             yield
         finally:
             lock_path.unlink(missing_ok=True)
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether a command on this machine, or on one that shares the file system's locks, is writing a folder."""
+    try:
+        with _lock_path(_resolved(folder)).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _lock_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
 
 
 def _refuse_place(target: Path, inputs: Collection[Path], *, hint: str = _OTHER_OUT) -> None:

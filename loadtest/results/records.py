@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from engines.errors import MissingError, UserError
 from engines.files import Document, SchemaT, Strict, parse_json, read_json, text_file, validate, why_not
+from engines.outputs import is_being_written
 from loadtest.results.model_versions import ModelVersions
 from loadtest.scenario import Scenario
 
@@ -269,9 +270,15 @@ def read_run(folder: Path) -> RunManifest:
     """Read a run folder's `run.json`; the last level of a killed run is completed from its records.
 
     Raises:
-        MissingError, UserError: As `files.read_json` does; or a run was cut short before any request ended.
+        MissingError, UserError: As `files.read_json` does; or the run is in progress, or was cut short before any
+            request ended.
     """
     run = read_json(run_path(folder), RunManifest)
+    if run.unfinished and is_being_written(folder):
+        raise UserError(
+            f"{folder}: the run is still in progress",
+            hint="wait for its end, or stop its run-load with Ctrl-C: what it has recorded is kept",
+        )
     return _recovered(folder, run) if run.unfinished else run
 
 
@@ -289,7 +296,7 @@ def _recovered(folder: Path, run: RunManifest) -> RunManifest:
     levels = list(run.levels)
     if not levels[last].complete and measure_s < math.inf:
         levels[last] = levels[last].model_copy(update={"measure_s": measure_s, "end_s": end_s})
-    why = "cut short: run-load was killed or is still running"
+    why = "cut short: run-load was killed"
     return run.model_copy(update={"levels": levels, "interrupted": run.interrupted or why})
 
 

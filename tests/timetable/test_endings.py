@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from engines.outputs import is_being_written
+
 sys.path.insert(0, str(Path(__file__).parent))
 from running import (
     BIN,
@@ -122,16 +124,34 @@ def test_no_generator_outlives_a_killed_command(start: Start, run: Run, tmp_path
     assert all(is_gone(pid) for pid in children)
 
 
+def _read_by(folder: Path, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Return what a command that reads the run in a folder says."""
+    line = [str(BIN / command), *flags]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+
 @pytest.mark.quiet
-def test_a_killed_run_is_reported_as_cut_short(start: Start, run: Run, tmp_path: Path) -> None:
+def test_a_run_in_progress_is_not_read_and_a_killed_one_is_reported_as_cut_short(
+    start: Start, run: Run, tmp_path: Path
+) -> None:
     """run.json is there from the start: report-load recovers what a killed run-load left, and marks it."""
     process = run(start().port, *LONG[:4], "--osl", 20)
     wait_for_records(tmp_path / "run", at_least=24)
     assert manifest_of(tmp_path / "run")["unfinished"]
+    for command in (
+        ("report-load", "run", "--out", "report"),
+        ("calibrate-engine", "--measurements", "run", "--out", "c.json"),
+    ):
+        done = _read_by(tmp_path, *command)
+        assert done.returncode == 2
+        assert f"{command[0]}: error: run: the run is still in progress\nhint: wait for its end" in done.stderr
+    assert not (tmp_path / "report").exists()
     process.kill()
     process.communicate(timeout=LIMIT_S)
-    report = [str(BIN / "report-load"), "run", "--out", "report", "--no-exports", "--json"]
-    done = subprocess.run(report, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    deadline_s = time.monotonic() + LIMIT_S
+    while is_being_written(tmp_path / "run") and time.monotonic() < deadline_s:  # its generator ends after it
+        time.sleep(0.05)
+    done = _read_by(tmp_path, "report-load", "run", "--out", "report", "--no-exports", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert not summary["valid"]

@@ -17,6 +17,7 @@ from engines.outputs import (
     add_contents,
     folder_in_place,
     folder_lock,
+    is_being_written,
     paths_named,
     refuse_existing,
     refuse_existing_file,
@@ -369,3 +370,17 @@ def test_flags_name_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "runs": (Path("run"),), "checkpoint": Path("none"), "scenario_name": "./latency", "isl": 5, "gpu": None,
     }  # fmt: skip
     assert [str(path) for path in paths_named(flags)] == ["mine.yaml", "tok", "run", "latency"]
+
+
+def test_a_folder_is_being_written_while_it_is_locked(tmp_path: Path) -> None:
+    """By whatever name it is called; to ask neither makes a lock nor needs the folder."""
+    target, link = tmp_path / "run", tmp_path / "link"
+    target.mkdir()
+    link.symlink_to(target)
+    assert not is_being_written(target)
+    assert not is_being_written(tmp_path / "missing" / "run")
+    with folder_lock(target):
+        assert is_being_written(target)
+        assert is_being_written(link / ".")
+    assert not is_being_written(target)
+    assert sorted(tmp_path.iterdir()) == [link, target]
