@@ -19,7 +19,7 @@ LOGITS_BYTES = 4
 SAMPLING_PASSES = 3  # softmax, penalties, selection
 ALL_REDUCES_PER_LAYER = 2
 # Overlap of reading the weights and multiplying: 1 would be none, infinity complete. TensorRT-LLM 0.9's published
-# prompts of 128 to 4,096 tokens (Mistral 7B, H100 and A100) are near 1.5; see docs/measurements.md.
+# prompts of 128 to 4,096 tokens (Mistral 7B, H100 and A100) are near 1.5.
 OVERLAP_POWER = 1.5
 
 

@@ -104,10 +104,10 @@ GROUPS = {
 def predict_load(**flags: Any) -> None:
     """Predict the results of run-load on a virtual clock: the same batcher, without server and client.
 
-    Takes an engine folder, or a model, a GPU and a precision. Without --calibration, step times are uncalibrated, and
-    the overheads above the engine and the prediction intervals of the means are those of its engine profile;
-    docs/measurements.md shows the resulting error. With it, all are the calibration's, and a closed loop sends as its
-    load generator did. --out writes a run folder like run-load's.
+    Takes an engine folder, or a model, a GPU and a precision. With --calibration, step times, overheads above the
+    engine and prediction intervals are the calibration's, and a closed loop sends as its load generator did. Without
+    it, they are those of the engine profile; docs/measurements/fidelity.md shows the resulting error. --out writes a
+    run folder like run-load's.
     """
     refuse_two_loads(flags)
     _refuse_two_engines(flags)
