@@ -5,7 +5,7 @@ from __future__ import annotations
 from engines.emulator.engine import Batcher
 from engines.emulator.request import BatcherSettings
 from engines.manifest import EngineManifest
-from engines.steptime import step_time_for
+from engines.steptime import StepCost, cached_step_time
 
 
 def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> BatcherSettings:
@@ -30,6 +30,7 @@ def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> Batcher
     )
 
 
-def batcher_for(manifest: EngineManifest, *, max_queue_size: int = 0) -> Batcher:
-    """Return an idle batcher of the engine in a manifest."""
-    return Batcher(settings_of(manifest, max_queue_size=max_queue_size), step_time_for(manifest))
+def batcher_for(manifest: EngineManifest, *, max_queue_size: int = 0, ratios: StepCost | None = None) -> Batcher:
+    """Return an idle batcher of the engine in a manifest, with ratios applied to the parts of its step cost."""
+    source = cached_step_time(manifest.step_time, manifest.placed, speculative=manifest.speculative, ratios=ratios)
+    return Batcher(settings_of(manifest, max_queue_size=max_queue_size), source)

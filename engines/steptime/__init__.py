@@ -8,17 +8,19 @@ from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, attended_tokens
 from engines.steptime.source import cached_step_time, favoured_source, step_time_for, step_time_of
-from engines.steptime.uncertainty import INTERVAL_SHARE, Z_95, StepTimeInterval, uncertainty, with_time_ratios
+from engines.steptime.uncertainty import INTERVAL_SHARE, NONE, Z_95, Slowdown, StepTimeInterval, uncertainty
 
 __all__ = [
     "GPU_TIME_METHOD",
     "INTERVAL_SHARE",
+    "NONE",
     "Z_95",
     "Calibrated",
     "DecodeLine",
     "PowerModel",
     "RequestGpuTime",
     "Roofline",
+    "Slowdown",
     "StepCost",
     "StepEnergy",
     "StepShape",
@@ -35,5 +37,4 @@ __all__ = [
     "uncertainty",
     "uniform",
     "why_no_power",
-    "with_time_ratios",
 ]

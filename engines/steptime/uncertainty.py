@@ -9,27 +9,54 @@ import math
 from typing import Literal, NamedTuple
 
 from engines.manifest import StepTimeChoice
-from engines.spec import EngineProfile, Factors, Host
+from engines.spec import EngineProfile, Host
+from engines.steptime.scaled import uniform
+from engines.steptime.shape import StepCost
 
 INTERVAL_SHARE = 0.9
 Z_95 = 1.645  # 95th percentile of the standard normal distribution: 90 % of it lies within as much on either side
-_SECONDS = ("iteration_s", "sequence_s", "prompt_s", "draft_pass_s", "verify_s", "draft_prompt_s", "tree_s")
-_RATIOS = ("weights_ratio", "gemm_ratio", "kv_ratio", "attention_ratio")
+
+
+class Slowdown(NamedTuple):
+    """Ratios of actual to predicted durations, of an end of a prediction interval. Queueing is simulated.
+
+    Attributes:
+        step: Applied to everything that an iteration does on the GPU: kernels, the gaps between them, communication.
+        host: Applied to host times of the engine's loop and its server, per iteration, request and token.
+    """
+
+    step: float = 1.0
+    host: float = 1.0
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all parts slow down alike, so that a simulation of the middle serves it."""
+        return self.step == self.host
+
+    def parts(self, ratios: StepCost | None = None) -> StepCost:
+        """Return the ratio on each part of a step's cost, times further ratios."""
+        ratios = ratios or uniform(1.0)
+        parts = StepCost._make([part * self.step for part in ratios])
+        return parts._replace(host_s=ratios.host_s * self.host)
+
+    def host_of(self, choice: StepTimeChoice) -> Host:
+        """Return the slowed host times of an engine; zero if it has none."""
+        return (choice.host or Host()).multiplied(self.host)
+
+
+NONE = Slowdown()
 
 
 class StepTimeInterval(NamedTuple):
-    """The 90 % interval of a deployment's step and host times, as ratios to the prediction; 5 % lie beyond each end.
+    """The 90 % interval of a deployment's step and host times; 5 % lie beyond each end.
 
     Attributes:
-        step_low: Step times at the fast end; `step_high` at the slow end.
-        host_low: Host times likewise.
+        slow: The unfavourable end; `fast` is the favourable one.
         provenance: The basis of the interval, in one line.
     """
 
-    step_low: float
-    step_high: float
-    host_low: float
-    host_high: float
+    slow: Slowdown
+    fast: Slowdown
     provenance: str
 
 
@@ -43,17 +70,4 @@ def uncertainty(
         f"{profile.name}: spread between {spread.deployments} deployments "
         f"({spread.precision} weights, {spread.load}), each predicted by the others"
     )
-    return StepTimeInterval(1 / step, step, 1 / host, host, provenance)
-
-
-def with_time_ratios(choice: StepTimeChoice, *, step_ratio: float, host_ratio: float) -> StepTimeChoice:
-    """Return a choice with its step times and host times multiplied by ratios."""
-    factors = choice.factors or Factors()
-    changed = {name: getattr(factors, name) * step_ratio for name in _RATIOS}
-    changed |= {name: getattr(factors, name) * host_ratio for name in _SECONDS}
-    return choice.model_copy(
-        update={
-            "factors": factors.model_copy(update=changed),
-            "host": (choice.host or Host()).multiplied(host_ratio),
-        }
-    )
+    return StepTimeInterval(Slowdown(step, host), Slowdown(1 / step, 1 / host), provenance)

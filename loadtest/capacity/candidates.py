@@ -22,10 +22,10 @@ from engines.planning import (
     resolve_recipe,
 )
 from engines.spec import DEFAULT_ENGINE_PROFILE, ModelSpec, engine_profile_named, resolve_gpu, resolve_model
-from engines.steptime import Z_95, uncertainty
+from engines.steptime import Z_95, Slowdown, uncertainty
 from loadtest.capacity.accuracy import CandidateAccuracy, Evaluations, evaluations_of
 from loadtest.capacity.inputs import Demand, MeasuredRun
-from loadtest.capacity.simulation import Interval, LengthProfile, Slowdown
+from loadtest.capacity.simulation import Interval, LengthProfile
 from loadtest.results import REQUESTS_NAME, RUN_NAME, run_path
 from loadtest.scenario import Goodput
 from loadtest.simulate import calibrated
@@ -286,8 +286,7 @@ def _uncalibrated(manifest: EngineManifest) -> tuple[Interval, str]:
     """Return both ends of an uncalibrated prediction's interval, and their origin."""
     profile = engine_profile_named(manifest.step_time.profile or DEFAULT_ENGINE_PROFILE)
     found = uncertainty(profile, precision=manifest.precision.name)
-    slow, fast = Slowdown(found.step_high, found.host_high), Slowdown(found.step_low, found.host_low)
-    return Interval(slow, fast), found.provenance
+    return Interval(found.slow, found.fast), found.provenance
 
 
 def _calibrated(calibration: Calibration) -> Interval:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from engines.files import Strict
 from engines.manifest import EngineManifest
 from engines.steptime import power_model_for, step_time_for, why_no_power
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.decision import Row
 from loadtest.capacity.inputs import HOURS_PER_MONTH, SECONDS_PER_MONTH, Demand, Owned
 from loadtest.capacity.simulation import Checked, RateProbe
@@ -24,8 +25,8 @@ class PlanEnergy(Strict):
         peak_w: Watts of one replica at its share of the peak with the spares lost; `peak_range_w` is the 90 % interval
             of the power model.
         mean_w: Watts of one replica at its share of the mean load with every replica up; `mean_range_w` likewise.
-        j_per_output_token: At the mean load; prompts are in it.
-        kwh_per_month: Of the whole deployment's GPUs, without cooling.
+        kwh_per_month: Of the whole deployment's GPUs at the mean load, without cooling.
+        j_per_output_token: Of that, by the month's output tokens; prompts are in it.
         provenance: The power model and its spread.
     """
 
@@ -33,8 +34,8 @@ class PlanEnergy(Strict):
     peak_range_w: tuple[float, float]
     mean_w: float
     mean_range_w: tuple[float, float]
-    j_per_output_token: float | None
     kwh_per_month: float
+    j_per_output_token: float
     provenance: str
 
 
@@ -130,7 +131,7 @@ def money_of(
         engine: None for a measured run.
         peak: One replica at its share of the peak, at the middle of the prediction; `mean` at its share of the mean.
     """
-    energy, energy_unknown = _energy(row, engine, peak, mean)
+    energy, energy_unknown = _energy(row, load, engine, peak, mean)
     prices, prices_unknown = _prices(row, load, engine, mean)
     owned, owned_unknown = None, None
     if demand.owned is not None:
@@ -150,7 +151,7 @@ def money_of(
 
 
 def _energy(
-    row: Row, engine: EngineManifest | None, peak: RateProbe | None, mean: RateProbe | None
+    row: Row, load: Load, engine: EngineManifest | None, peak: RateProbe | None, mean: RateProbe | None
 ) -> tuple[PlanEnergy | None, str | None]:
     if engine is None:
         return None, "the row is a measured run: its own report states its watts"
@@ -160,15 +161,15 @@ def _energy(
     if peak is None or mean is None or peak.power_w is None or mean.power_w is None:
         return None, "the loads were simulated without a power model"
     low, high = model.interval
-    tokens_per_s = mean.output_tokens_per_s
+    kwh = (row.replicas or 0) * mean.power_w / W_PER_KW * HOURS_PER_MONTH
     return (
         PlanEnergy(
             peak_w=peak.power_w,
             peak_range_w=(low * peak.power_w, min(model.max_w, high * peak.power_w)),
             mean_w=mean.power_w,
             mean_range_w=(low * mean.power_w, min(model.max_w, high * mean.power_w)),
-            j_per_output_token=mean.power_w / tokens_per_s if tokens_per_s else None,
-            kwh_per_month=(row.replicas or 0) * mean.power_w / W_PER_KW * HOURS_PER_MONTH,
+            kwh_per_month=kwh,
+            j_per_output_token=kwh * W_PER_KW * SECONDS_PER_H / load.tokens_per_month,
             provenance=model.provenance,
         ),
         None,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from engines.steptime import NONE
 from loadtest.capacity.decision import Row
 from loadtest.capacity.money import Load, SpotCost, money_of, spot_cost
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.search import Searched, SearchOptions, run_tasks
-from loadtest.capacity.simulation import NONE, FleetTask
+from loadtest.capacity.simulation import FleetTask
 from loadtest.capacity.spot import smallest_spot_fleet
 from loadtest.capacity.tasks import CandidateTask, Sweep
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
+from engines.steptime import NONE, Slowdown
 from loadtest.capacity.autoscaling import ScalingComparison
 from loadtest.capacity.candidates import EVICTING, Candidate
 from loadtest.capacity.day import day_of
@@ -18,12 +19,10 @@ from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.search import Searched, SearchOptions, run_tasks, size_task
 from loadtest.capacity.sensitivity import Contender, again_of, cases_of, tasks_for
 from loadtest.capacity.simulation import (
-    NONE,
     Checked,
     FleetTask,
     LoadBench,
     ReplicaCapacity,
-    Slowdown,
     Task,
     What,
 )

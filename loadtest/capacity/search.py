@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engines.files import Document
+from engines.steptime import Slowdown
 from loadtest.capacity.accuracy import ranked_loss
 from loadtest.capacity.candidates import EVICTING, Candidate, candidates_of
 from loadtest.capacity.decision import Market, Row, limit_of, market_of, merit_of, priced, ranked, recommended, rows_of
@@ -25,7 +26,6 @@ from loadtest.capacity.simulation import (
     RateCurve,
     ReplicaCapacity,
     SizeTask,
-    Slowdown,
     Task,
     curve_of,
     shape_of,

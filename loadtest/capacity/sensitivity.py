@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from engines.files import Strict
+from engines.steptime import Slowdown
 from loadtest.capacity.candidates import Candidate
 from loadtest.capacity.decision import Market, Row, costed, recommended
 from loadtest.capacity.inputs import Demand, times
-from loadtest.capacity.simulation import ReplicaCapacity, Slowdown, Task
+from loadtest.capacity.simulation import ReplicaCapacity, Task
 from loadtest.capacity.tasks import CandidateTask
 
 STEP = 0.2

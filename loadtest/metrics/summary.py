@@ -263,7 +263,10 @@ class LevelSummary(Strict):
     ] = None
     intervals: Annotated[
         dict[str, Interval] | None,
-        Field(description="For a calibrated prediction: intervals of the means of `tokens_per_s`, `itl_s`, `ttft_s`."),
+        Field(
+            description="For a prediction by a calibration or an engine profile: intervals of the means of "
+            "`tokens_per_s`, `itl_s`, `ttft_s`."
+        ),
     ] = None
     ttft_scheduled_s: Annotated[
         Spread | None,

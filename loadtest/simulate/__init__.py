@@ -1,7 +1,7 @@
 """A run in virtual time: the virtual server and its predictions. May import `metrics`, `traffic` and below."""
 
 from loadtest.simulate.energy import EnergyMeter, with_power_range
-from loadtest.simulate.intervals import ProfileEnds, profile_ends, with_ends, with_intervals
+from loadtest.simulate.intervals import profile_ends, with_ends, with_intervals
 from loadtest.simulate.predict import Prediction, at_once, bare, calibrated, like, predict, write_prediction
 from loadtest.simulate.virtual_server import (
     TURNAROUND_S,
@@ -21,7 +21,6 @@ __all__ = [
     "Ended",
     "EnergyMeter",
     "Prediction",
-    "ProfileEnds",
     "Sent",
     "Traffic",
     "Users",

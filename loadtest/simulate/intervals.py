@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 from engines.calibration import Calibration, Quantity
 from engines.manifest import EngineManifest
 from engines.spec import engine_profile_named
-from engines.steptime import INTERVAL_SHARE, Z_95, uncertainty, with_time_ratios
+from engines.steptime import INTERVAL_SHARE, NONE, Z_95, Slowdown, StepTimeInterval, uncertainty
 from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.scenario import Scenario
 
@@ -21,18 +20,10 @@ SETTLED_AFTER = 10  # times a request's duration: a shorter sample's warm-up, a 
 KEPT_UP_RATIO = 0.95
 
 
-class ProfileEnds(NamedTuple):
-    """An engine at the fast and the slow end of its profile's spread; 5 % of deployments lie beyond each."""
+def profile_ends(manifest: EngineManifest, *, alone: bool = False) -> StepTimeInterval:
+    """Return both ends of the spread of an engine's profile.
 
-    fast: EngineManifest
-    slow: EngineManifest
-    provenance: str
-
-
-def profile_ends(manifest: EngineManifest, *, alone: bool = False) -> ProfileEnds:
-    """Return an engine with step and host times at either end of its profile's spread.
-
-    Queues are simulated with those times and change accordingly; no factor is applied to simulated latencies.
+    Queues are simulated with the times of an end and change accordingly; no factor is applied to simulated latencies.
 
     Args:
         alone: The engine runs without its server.
@@ -40,27 +31,19 @@ def profile_ends(manifest: EngineManifest, *, alone: bool = False) -> ProfileEnd
     Raises:
         ValueError: The engine's step times do not come from a profile.
     """
-    choice = manifest.step_time
-    if choice.profile is None:
+    profile = manifest.step_time.profile
+    if profile is None:
         raise ValueError("the engine's step times do not come from a profile")
-    found = uncertainty(
-        engine_profile_named(choice.profile), precision=manifest.precision.name, load="engine" if alone else "served"
-    )
-    fast = with_time_ratios(choice, step_ratio=found.step_low, host_ratio=found.host_low)
-    slow = with_time_ratios(choice, step_ratio=found.step_high, host_ratio=found.host_high)
-    return ProfileEnds(
-        manifest.model_copy(update={"step_time": fast}),
-        manifest.model_copy(update={"step_time": slow}),
-        found.provenance,
+    return uncertainty(
+        engine_profile_named(profile), precision=manifest.precision.name, load="engine" if alone else "served"
     )
 
 
 def with_ends(
     summary: Summary,
     scenario: Scenario,
-    manifest: EngineManifest,
-    ends: ProfileEnds,
-    predicted: Callable[[Scenario, EngineManifest], Summary],
+    ends: StepTimeInterval,
+    predicted: Callable[[Scenario, Slowdown], Summary],
 ) -> Summary:
     """Return a summary whose levels include the means of the fast and the slow end.
 
@@ -70,12 +53,12 @@ def with_ends(
     simulated completely.
 
     Args:
-        summary: Of the scenario on the manifest's engine.
-        predicted: Simulates a scenario on an engine.
+        summary: Of the scenario at the middle of the prediction.
+        predicted: Simulates a scenario on the slowed engine.
     """
     sample = sample_of(scenario, summary)
     if sample is not None:
-        fast, middle, slow = (predicted(sample, engine) for engine in (ends.fast, manifest, ends.slow))
+        fast, middle, slow = (predicted(sample, slowdown) for slowdown in (ends.fast, NONE, ends.slow))
         if keeps_up(slow, fast):
             return between(summary, fast, slow, middle=middle)
     return between(summary, predicted(scenario, ends.fast), predicted(scenario, ends.slow))

@@ -21,8 +21,8 @@ from engines.errors import UserError
 from engines.files import MadeBy, Source, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.outputs import whole_folder
-from engines.spec import Factors, Host
-from engines.steptime import power_model_for
+from engines.spec import Factors
+from engines.steptime import NONE, Slowdown, power_model_for
 from loadtest.results import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -68,6 +68,7 @@ def predict(
     made_from: list[Source],
     rows: Mapping[str, Rows] | None = None,
     queued: bool = False,
+    slowdown: Slowdown = NONE,
 ) -> Prediction:
     """Predict a scenario's results on an engine, in engine seconds.
 
@@ -76,6 +77,7 @@ def predict(
     Args:
         rows: By prompt file, its token counts; see `conversations.ConversationSampler`.
         queued: The users of a level send one request each, all at once, and no more.
+        slowdown: An end of the prediction's interval.
     """
     sampler = ConversationSampler(scenario, rows)
     contents = _contents(scenario, manifest, sampler)
@@ -83,7 +85,7 @@ def predict(
     samples: list[Sample] = []
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
-    host = manifest.step_time.host or Host()
+    host, ratios = slowdown.host_of(manifest.step_time), slowdown.parts()
     power, joules = power_model_for(manifest), 0.0
     for index, plan in enumerate([plan.counted(scenario, sampler) for plan in plans_of(scenario)]):
         start = _LevelStart(index, began_s, next_id)
@@ -91,7 +93,7 @@ def predict(
             _queue(plan, sampler, contents, start) if queued else _traffic(scenario, plan, sampler, contents, start)
         )
         meter = None if power is None else EnergyMeter(power, began_s, joules)
-        server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s, meter=meter)
+        server = VirtualServer(batcher_for(manifest, ratios=ratios), traffic, host, now_s=began_s, meter=meter)
         requests.begin_level()
         for ended in server.run():
             requests.add(ended, index, server.now_s)

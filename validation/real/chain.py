@@ -269,8 +269,8 @@ class Chain:
         if not engine.is_dir():
             limits = ("--max-seq-len", LIMITS.max_seq_len, "--step-time-calibration", self.calibration)
             ours("build-engine", *self._deployment, *limits, "--emulate", "--out", engine)
-        objective = f"ttft_s.p50={KNEE_SLOWER * self._lone('ttft_s'):.3f}"
-        found = find_knee(self.target, engine, self.calibration, self.out / "knee", objective=objective)
+        limit_s = KNEE_SLOWER * self._lone("ttft_s")
+        found = find_knee(self.target, engine, self.calibration, self.out / "knee", ttft_p50_s=limit_s)
         write_json(path, found)
         progress(f"   {found.sentence}")
 

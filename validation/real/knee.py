@@ -7,9 +7,8 @@ import math
 from pathlib import Path
 
 from engines.calibration import read_calibration
-from engines.files import Strict, write_json
-from engines.manifest import MANIFEST_NAME, read_manifest
-from engines.steptime import Z_95, with_time_ratios
+from engines.files import Strict
+from engines.steptime import Z_95
 from validation.real.commands import ours
 from validation.real.loads import Target
 from validation.real.settings import KNEE_MOST_REQUESTS, KNEE_MOST_USERS, KNEE_SHAPE, KNEE_TOLERANCE
@@ -47,11 +46,13 @@ class Knee(Strict):
         )
 
 
-def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, objective: str) -> Knee:
-    """Predict the knee with slow, expected and fast step times, then measure it."""
+def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, ttft_p50_s: float) -> Knee:
+    """Predict the knee with slow, expected and fast step times, then measure it.
+
+    Users who send their next request at once have no time scale of their own: an engine that takes `r` times as long
+    meets a limit where the engine meets a limit of `1 / r` times as much.
+    """
     arguments: tuple[object, ...] = (
-        "--objective",
-        objective,
         "--by",
         "concurrency",
         "--isl",
@@ -64,12 +65,14 @@ def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, obj
     ratios = {"slow": math.exp(error), "expected": 1.0, "fast": math.exp(-error)}
     found = {}
     for name, ratio in ratios.items():
-        _at(engine, out / f"engine-{name}", ratio)
-        ran = ours("find-knee", out / f"engine-{name}", *arguments, "--out", out / name, also_fine=(3,))
+        limit = ("--objective", _objective(ttft_p50_s / ratio))
+        ran = ours("find-knee", engine, *limit, *arguments, "--out", out / name, also_fine=(3,))
         found[name] = json.loads(ran.stdout)
     ran = ours(
         "find-knee",
         *target.flags,
+        "--objective",
+        _objective(ttft_p50_s),
         *arguments,
         "--max-requests",
         KNEE_MOST_REQUESTS,
@@ -80,7 +83,7 @@ def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, obj
     )
     seen = json.loads(ran.stdout)
     return Knee(
-        objective=objective,
+        objective=_objective(ttft_p50_s),
         low=found["slow"]["load"] or 0.0,
         predicted=found["expected"]["load"] or 0.0,
         high=found["fast"]["above"] or KNEE_MOST_USERS,
@@ -89,9 +92,5 @@ def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, obj
     )
 
 
-def _at(engine: Path, folder: Path, ratio: float) -> None:
-    """Write an engine whose steps and host take so many times as long."""
-    manifest = read_manifest(engine)
-    choice = with_time_ratios(manifest.step_time, step_ratio=ratio, host_ratio=ratio)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / MANIFEST_NAME, manifest.model_copy(update={"step_time": choice}))
+def _objective(ttft_p50_s: float) -> str:
+    return f"ttft_s.p50={ttft_p50_s:.3f}"

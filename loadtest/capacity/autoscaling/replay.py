@@ -11,6 +11,7 @@ import numpy as np
 
 from engines.autoscaling import ColdStart, ScalingLaw, Signal
 from engines.files import Strict
+from engines.steptime import Slowdown
 from loadtest.capacity.autoscaling.fluid import desired_replicas
 from loadtest.capacity.autoscaling.hpa import HpaController
 from loadtest.capacity.inputs import Routing
@@ -21,7 +22,6 @@ from loadtest.capacity.simulation import (
     Observations,
     Replica,
     Router,
-    Slowdown,
     Task,
     TrafficSample,
     hand_over,

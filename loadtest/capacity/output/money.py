@@ -36,12 +36,13 @@ def _energy(money: Money) -> MoneyTable:
         ["watts of a replica at the peak, spares lost", f"{energy.peak_w:,.0f}", _range(energy.peak_range_w)],
         ["watts of a replica at the mean load", f"{energy.mean_w:,.0f}", _range(energy.mean_range_w)],
     ]
-    if energy.j_per_output_token is not None:
-        ratio = energy.j_per_output_token / energy.mean_w
-        ends = (energy.mean_range_w[0] * ratio, energy.mean_range_w[1] * ratio)
-        joules = f"{energy.j_per_output_token:.3g}"
-        rows.append(["joules per output token at the mean load", joules, f"{ends[0]:.3g} to {ends[1]:.3g}"])
-    rows.append(["kWh a month, all replicas, without cooling", f"{energy.kwh_per_month:,.0f}", ""])
+    ratios = [watts / energy.mean_w for watts in energy.mean_range_w]
+    for name, value, digits in (
+        ("kWh a month, all replicas, without cooling", energy.kwh_per_month, ",.0f"),
+        ("joules of that per output token", energy.j_per_output_token, ".3g"),
+    ):
+        low, high = (format(value * ratio, digits) for ratio in ratios)
+        rows.append([name, format(value, digits), f"{low} to {high}"])
     return MoneyTable(title, heads, rows, [f"interval of the power model alone: {energy.provenance}"])
 
 

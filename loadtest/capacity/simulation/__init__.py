@@ -27,12 +27,11 @@ from loadtest.capacity.simulation.max_rate import (
 )
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.rate_curve import SLOT_S, RateCurve, busiest_window, curve_of
-from loadtest.capacity.simulation.replica import NONE, Slowdown, sent_of
+from loadtest.capacity.simulation.replica import sent_of
 from loadtest.capacity.simulation.traffic_sample import LEAD_RATIO, TrafficSample, requests_needed
 
 __all__ = [
     "LEAD_RATIO",
-    "NONE",
     "SLOT_S",
     "Carried",
     "Checked",
@@ -51,7 +50,6 @@ __all__ = [
     "ReplicaCapacity",
     "Router",
     "SizeTask",
-    "Slowdown",
     "Task",
     "TrafficSample",
     "What",

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from engines.emulator import batcher_for
 from engines.manifest import EngineManifest
-from engines.steptime import StepShape, uniform
+from engines.steptime import NONE, Slowdown, StepShape
 from loadtest.capacity.inputs import Routing
 from loadtest.capacity.simulation.observations import Observations
-from loadtest.capacity.simulation.replica import NONE, STATE_EVERY, Slowdown, batcher_of, host_of, sent_of, slowed_parts
+from loadtest.capacity.simulation.replica import STATE_EVERY, sent_of
 from loadtest.capacity.simulation.traffic_sample import TrafficSample
 from loadtest.simulate import Ended, Sent, VirtualServer
 
@@ -201,14 +202,10 @@ def serve(fleet: Fleet, samples: Sequence[TrafficSample], into: Observations | N
 
 def new_replica(fleet: Fleet, up_s: float, into: Observations) -> Replica:
     """Return an idle replica that takes requests from a time on."""
-    slowdown = fleet.slowdown
-    batcher = batcher_of(
-        fleet.manifest,
-        slowed_parts(slowdown, uniform(1.0)),
-        max_queue_size=fleet.max_queue_size,
-    )
+    manifest, slowdown = fleet.manifest, fleet.slowdown
+    batcher = batcher_for(manifest, max_queue_size=fleet.max_queue_size, ratios=slowdown.parts())
     inbox = Inbox()
-    server = VirtualServer(batcher, inbox, host_of(fleet.manifest, slowdown.host), now_s=up_s)
+    server = VirtualServer(batcher, inbox, slowdown.host_of(manifest.step_time), now_s=up_s)
     return Replica(server, inbox, into, up_s)
 
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from engines.files import Strict
-from engines.steptime import Z_95
+from engines.steptime import Z_95, Slowdown
 from loadtest.capacity.inputs import Routing
 from loadtest.capacity.replica_count import replicas_text
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
@@ -17,7 +17,6 @@ from loadtest.capacity.simulation.load_bench import LEAD_LIVES, TAIL_LIVES, Load
 from loadtest.capacity.simulation.max_rate import RateProbe, probe_of
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.rate_curve import SLOT_S
-from loadtest.capacity.simulation.replica import Slowdown
 from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, window_of
 from loadtest.scenario import Steps, draw_times_s
 

@@ -12,14 +12,14 @@ from typing import NamedTuple
 from engines.files import sha256_of
 from engines.manifest import EngineManifest
 from engines.planning import Outlook, Workload, engine_of, outlook
-from engines.steptime import PowerModel, StepCost, power_model_for
+from engines.steptime import PowerModel, Slowdown, StepCost, power_model_for
 from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.replica_count import needed_for
 from loadtest.capacity.simulation.length_profile import LengthProfile
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.rate_result import RateResult
-from loadtest.capacity.simulation.replica import Slowdown, evened, simulate
+from loadtest.capacity.simulation.replica import evened, simulate
 from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, requests_needed, window_of
 from loadtest.knee import CLEAR_Z
 from loadtest.scenario import Objectives, Trace

@@ -8,10 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 from engines.files import Strict
 from engines.manifest import EngineManifest
-from engines.steptime import StepCost, uniform
+from engines.steptime import NONE, Slowdown, StepCost, uniform
 from loadtest.capacity.simulation.load_bench import LoadBench, Task
 from loadtest.capacity.simulation.rate_result import RateResult
-from loadtest.capacity.simulation.replica import NONE, Slowdown
 from loadtest.metrics import LevelSummary
 
 TOLERANCE = 0.05

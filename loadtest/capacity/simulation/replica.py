@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
-from engines.emulator import Batcher, settings_of
+from engines.emulator import batcher_for
 from engines.manifest import EngineManifest
-from engines.spec import Host
-from engines.steptime import PowerModel, StepCost, cached_step_time, uniform
+from engines.steptime import NONE, PowerModel, Slowdown, StepCost
 from loadtest.capacity.simulation.demand_requests import SimRequest
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.traffic_sample import TrafficSample
@@ -18,43 +16,6 @@ from loadtest.simulate import Arrivals, Ended, EnergyMeter, Sent, VirtualServer
 from loadtest.traffic import Turn
 
 STATE_EVERY = 4  # the KV cache is sampled at one in this many ending requests
-
-
-class Slowdown(NamedTuple):
-    """Ratios of actual to predicted durations at one end of the prediction interval. Queueing is simulated.
-
-    Attributes:
-        step: Applied to every iteration.
-        host: Applied to host times of the engine's loop and its server, per iteration, request and token.
-    """
-
-    step: float = 1.0
-    host: float = 1.0
-
-    @property
-    def is_uniform(self) -> bool:
-        """Whether all parts slow down alike, so that a simulation of the middle serves it; see `observations`."""
-        return self.step == self.host
-
-
-NONE = Slowdown()
-
-
-def batcher_of(manifest: EngineManifest, ratios: StepCost, *, max_queue_size: int = 0) -> Batcher:
-    """Return an idle batcher of an engine, with ratios applied to the parts of its step cost."""
-    source = cached_step_time(manifest.step_time, manifest.placed, speculative=manifest.speculative, ratios=ratios)
-    return Batcher(settings_of(manifest, max_queue_size=max_queue_size), source)
-
-
-def slowed_parts(slowdown: Slowdown, ratios: StepCost) -> StepCost:
-    """Return ratios on the parts of a step's cost with a slowdown applied; the host part takes the host's slowdown."""
-    parts = StepCost._make([part * slowdown.step for part in ratios])
-    return parts._replace(host_s=ratios.host_s * slowdown.host)
-
-
-def host_of(manifest: EngineManifest, slower: float = 1.0) -> Host:
-    """Return the host times of an engine times a ratio; zero if its manifest has none."""
-    return (manifest.step_time.host or Host()).multiplied(slower)
 
 
 def sent_of(sample: TrafficSample) -> list[Sent]:
@@ -84,12 +45,11 @@ def simulate(
         into: Observations of earlier windows to add to.
         power: Adds up the energy; None: it is not wanted.
     """
-    parts = slowed_parts(slowdown, ratios or uniform(1.0))
     found = Observations() if into is None else into
     for sample in samples:
-        batcher = batcher_of(manifest, parts)
+        batcher = batcher_for(manifest, ratios=slowdown.parts(ratios))
         meter = None if power is None else EnergyMeter(power)
-        host = host_of(manifest, slowdown.host)
+        host = slowdown.host_of(manifest.step_time)
         collect(VirtualServer(batcher, Arrivals(sent_of(sample)), host, meter=meter), sample, found)
     return found
 

@@ -13,6 +13,7 @@ from engines.names import TOKENIZER_FILE
 from engines.outputs import paths_named, refuse_existing
 from engines.planning import Payoff, payoff_of
 from engines.spec import sources_named
+from engines.steptime import NONE, Slowdown
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import load_options, scenario_of
 from loadtest.cli.tables import show_energy, show_intervals, show_speculation, show_summary, show_verdicts
@@ -53,11 +54,11 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     scenario, manifest = _queued(scenario, manifest, flags)
     made = made_by(command_line("predict-load"))
 
-    def predicted(load: Scenario, engine: EngineManifest) -> Prediction:
+    def predicted(load: Scenario, slowdown: Slowdown = NONE) -> Prediction:
         queued = flags["at_once"]
-        return predict(load, engine, made_by=made, made_from=sources, rows=rows, queued=queued)
+        return predict(load, manifest, made_by=made, made_from=sources, rows=rows, queued=queued, slowdown=slowdown)
 
-    found = predicted(scenario, manifest)
+    found = predicted(scenario)
     if flags["out"] is not None:
         write_prediction(found, flags["out"], force=flags["force"])
     summary, rests_on = _summary(found), f"calibration {flags['calibration']}"
@@ -65,7 +66,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         summary = with_intervals(summary, known)
     elif manifest.step_time.profile is not None:
         ends = profile_ends(manifest, alone=flags["static_batch"])
-        summary = with_ends(summary, scenario, manifest, ends, lambda *asked: _summary(predicted(*asked)))
+        summary = with_ends(summary, scenario, ends, lambda *asked: _summary(predicted(*asked)))
         rests_on = ends.provenance
     summary = with_power_range(summary, manifest)
     if as_json:

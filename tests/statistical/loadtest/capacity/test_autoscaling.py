@@ -13,13 +13,13 @@ from engines.files import Document, MadeBy
 from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from engines.steptime import NONE
 from loadtest.capacity.autoscaling.comparison import ScalingInput, compare_laws
 from loadtest.capacity.autoscaling.fluid import follow, step_s_of
 from loadtest.capacity.autoscaling.replay import ReplayTask, replay
 from loadtest.capacity.autoscaling.response import ReplicaResponse
 from loadtest.capacity.inputs import Demand
 from loadtest.capacity.simulation import (
-    NONE,
     Interval,
     LoadBench,
     Task,

@@ -1,4 +1,4 @@
-"""Owning against renting, by hand."""
+"""Energy, and owning against renting, by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pydantic import ValidationError
 
 from loadtest.capacity.decision import Row
 from loadtest.capacity.inputs import Owned
-from loadtest.capacity.money import Load, owned_cost
+from loadtest.capacity.money import Load, money_of, owned_cost
+from loadtest.capacity.simulation import RateProbe
+from tests.unit.loadtest.capacity.made import demand, engine
 
 OWNED = Owned(
     usd_per_gpu=30_000,
@@ -39,6 +41,22 @@ def test_the_cost_of_owning_is_capital_power_and_hosting() -> None:
     assert found.usd_per_month == pytest.approx(2_000 + 262.8 + 400)
     assert found.usd_per_million_tokens == pytest.approx(found.usd_per_month / 1000)
     assert found.break_even_month == pytest.approx(120_000 / (9_000 - 662.8))
+
+
+def test_the_joules_of_a_token_are_the_months_energy_by_the_months_tokens() -> None:
+    """Two replicas of 400 W for 730 h, by 1e9 tokens, whatever their number in the simulated window."""
+    figures = dict.fromkeys(
+        ("ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "itl_mean_s", "itl_p99_s", "e2e_p95_s", "goodput")
+    )
+    peak = RateProbe(
+        rate_per_s=1.0, met=True, missed=(), worst_ratio=0.5, requests=100, output_tokens_per_s=150.0, in_flight=1.0,
+        kv_ratio=0.1, kv_max=0.2, power_w=600.0, **figures,
+    )  # fmt: skip
+    mean = peak.model_copy(update={"power_w": 400.0})
+    found = money_of(demand(), _row(None), LOAD, engine=engine(), peak=peak, mean=mean, spot=None).energy
+    assert found is not None
+    assert found.kwh_per_month == pytest.approx(2 * 0.4 * 730)
+    assert found.j_per_output_token == pytest.approx(2 * 400 * 730 * 3600 / 1e9)
 
 
 @pytest.mark.parametrize(

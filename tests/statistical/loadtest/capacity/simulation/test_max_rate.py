@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engines.manifest import EngineManifest
+from engines.steptime import NONE, Slowdown
 from engines.steptime.scaled import Scaled, uniform
 from engines.steptime.shape import StepCost, StepShape
 from engines.steptime.source import step_time_for
@@ -18,7 +19,7 @@ from loadtest.capacity.simulation.fleet_checks import SizeTask, smallest_fleet
 from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task, _metered
 from loadtest.capacity.simulation.max_rate import ReplicaCapacity, max_rate_of, relieved, sweep_rates
-from loadtest.capacity.simulation.replica import NONE, Slowdown, evened
+from loadtest.capacity.simulation.replica import evened
 from tests.unit.loadtest.capacity.made import HERE, demand, engine, window
 
 

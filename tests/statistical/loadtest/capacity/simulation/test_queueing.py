@@ -7,14 +7,15 @@ import math
 import numpy as np
 import pytest
 
+from engines.emulator import batcher_for
 from engines.emulator.engine import Batcher
 from engines.emulator.request import BatcherSettings
 from engines.files import MadeBy
-from engines.steptime.scaled import uniform
+from engines.spec import Host
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 from loadtest.capacity.simulation.demand_requests import SimRequest
 from loadtest.capacity.simulation.observations import Observations
-from loadtest.capacity.simulation.replica import batcher_of, collect, host_of, sent_of
+from loadtest.capacity.simulation.replica import collect, sent_of
 from loadtest.capacity.simulation.request_table import weighted_spread
 from loadtest.capacity.simulation.traffic_sample import TrafficSample
 from loadtest.metrics.summarize import spread, summarize_level
@@ -110,7 +111,7 @@ def test_figures_are_those_of_the_records() -> None:
     begin_s = next(each.sent_s for each in records if each.phase == "measure")
     stretch = TrafficSample(asks, begin_s, records[-1].sent_s + 1e-9)
     whole = Observations()
-    server = VirtualServer(batcher_of(manifest, uniform(1.0)), Arrivals(sent_of(stretch)), host_of(manifest))
+    server = VirtualServer(batcher_for(manifest), Arrivals(sent_of(stretch)), manifest.step_time.host or Host())
     collect(server, stretch, whole)
     seen = whole.result(WANTED, rate_per_s=14.0).level
     for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s"):
