@@ -114,29 +114,29 @@ def page(text: str, best: PowerPrior, found: Sequence[Compared]) -> str:
     return f"""# Predicted watts against measured
 
 Written by `make energy` on {today}; do not edit. Each cell: the mean absolute error in percent, and the mean error
-with its sign. Each case is a folder under `validation/energy/`: points as published, and the comparison point by point.
+with its sign. Each case is a folder under `validation/energy/`: points as published, and the comparison point by point. How to use
+the predictions: [price tokens](../how-to/price-tokens.md).
 
 {text}
 - **Model not seen**: predicted by a fit to the other models, at the measured step time; root mean square of
   ln(predicted / measured) {rms(found, other_gpu=False):.3f}.
-- **GPU not seen**: by a fit to the other GPU, {rms(found, other_gpu=True):.3f}.
-- **By predict-load**: the model not seen, and step times as `predict-load` gives them; the vLLM profile of step times
-  was fitted to these rows, so that this column is out of sample in power only.
+- **GPU not seen**: predicted by a fit to the other GPU, {rms(found, other_gpu=True):.3f}.
+- **By predict-load**: the model not seen, at the step times of `predict-load`. The vLLM profile of step times
+  was fitted to these rows, so this column is out of sample only in power.
 - The fit to all points gives {constants};
   `engines/spec/data/power.yaml` ships these.
 
 ## What is not known
 
-- The form of the model (which terms, and `arithmetic_ratio` 0.8) was chosen among a dozen by the errors above, which
-  flatter it.
+- The form of the model (which terms, and `arithmetic_ratio` 0.8) was chosen among a dozen by the errors above, so they
+  are too low.
 - Prompt lengths are not published: {_lengths(found)} tokens are assumed. Prefill is a tenth of these loads. A load of
-  long prompts is an extrapolation: its energy rests on the assumption that matrix products at their peak rate draw the
-  whole board power.
+  long prompts is an extrapolation: it assumes that matrix products at their peak rate draw the whole board power.
 - Only bf16, only vLLM, only H100 and B200, one GPU each. FP8 and INT4 count their fewer bytes and their higher peak;
   another server's sampling may take less than vLLM's. Other GPUs have an interval twice as wide.
 - The two farthest points (+34 and +29 %) are the longest contexts on the B200: reading a byte of KV cache takes less
   energy there than reading one of weights.
-- A GPU without requests is counted with its base power, 0.18 of the board power, which was measured only between the
+- A GPU without requests counts with its base power, 0.18 of the board power, which was measured only between the
   kernels of slow hosts. An idle GPU draws less.
 - Nemotron Nano 9B's rows are left out: a hybrid of Mamba and attention, whose geometry this project does not model.
 """

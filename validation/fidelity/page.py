@@ -135,7 +135,7 @@ def rounding_text(found: Sequence[Compared]) -> str:
             for name, (perfect, beyond) in costs.items()
         ]
         lines.append(f"- {_name(each)}, rounded to {each.case.rounded_to_ms:g} ms: {'; '.join(texts)}")
-    return "" if not lines else "\nWhat rounding alone costs, mean absolute errors:\n\n" + "\n".join(lines) + "\n"
+    return "" if not lines else "\nMean absolute errors from rounding alone:\n\n" + "\n".join(lines) + "\n"
 
 
 def page_of(tables: str, found: Sequence[Compared]) -> str:
@@ -143,7 +143,7 @@ def page_of(tables: str, found: Sequence[Compared]) -> str:
     sources = "\n".join(f"- {each}" for each in sorted({f"{one.case.source} ({one.case.licence})" for one in found}))
     inside, total = covered(each for each in found if not each.case.tuned)
     counted = sum(each is not None for one in found for each in one.beside)
-    beside = f"\nNVIDIA's aisimulate, with its defaults, was asked for {counted} of the points.\n"
+    beside = f"\nNVIDIA's aisimulate predicted {counted} of the points, with its defaults.\n"
     share = "-" if not total else f"{100 * inside / total:.0f} % of {total}"
     missed = (VALIDATION / "missed.md").read_text(encoding="utf-8")
     return PAGE_TEXT.format(
@@ -160,13 +160,14 @@ def page_of(tables: str, found: Sequence[Compared]) -> str:
 
 PAGE_TEXT = """# Predicted against published
 
-Written by `make fidelity` on {date}; do not edit. Each cell: the mean absolute error in percent, the mean error with
-its sign, and the goal where there is one. Each case is a folder under `validation/`: points as published, the command
-that predicts each, the prediction with its interval, the comparison. `(fitted)`: the profile's numbers were fitted to
-these very points, and a goal is met or missed in sample; of all others nothing was used.
+How far are predictions from what others measured? Written by `make fidelity` on {date}; do not edit. Each cell: the
+mean absolute error in percent, the mean error with its sign, and the goal if there is one. Each case is a folder under
+[validation/](../../validation/README.md): points as published, the command that predicts each, the prediction with its
+interval, the comparison. `(fitted)`: the profile's numbers were fitted to these very points, and a goal is met or missed
+in sample; nothing was fitted to the others.
 
 {tables}
-Of the points that nothing was fitted to, {share} published values lie in their stated 90 % interval.
+Of the points that nothing was fitted to, {share} published values lie in their 90 % interval.
 
 {coverage}{rounding}{beside}
 {missed}

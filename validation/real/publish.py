@@ -19,8 +19,9 @@ PAGE = ROOT / "docs" / "measurements" / "real-server.md"
 IMAGES = ROOT / "docs" / "images"
 INTRODUCTION = """# A real server, measured
 
-Written by `make real PUBLISH=1`, a section for each run, newest last: vLLM on a CPU, calibrated, predicted, measured,
-planned and verified. [How it is done](../how-to/prove-it-on-your-laptop.md).
+Do calibrated predictions hold on an engine by other authors? `make real` calibrates, predicts, measures, plans and
+verifies vLLM on a CPU ([how](../how-to/prove-it-on-your-laptop.md)); `make real PUBLISH=1` adds a section for each run,
+newest last.
 """
 
 
