@@ -32,38 +32,39 @@ def panels(plan: DeploymentPlan) -> list[Panel]:
         Panel("Requests in the engine", "short", (("triton:requests_scheduled", "in the batch {{instance}}"),
               ("triton:requests_waiting", "taken, not in the batch {{instance}}"),
               ("triton:requests_max", "slots {{instance}}")),
-              "Taken and not in the batch: KV blocks are short. The engine's queue is in none of them."),
+              "Requests with a slot but not in the batch wait for KV blocks. The engine's queue is not shown."),
         Panel("Requests in the server", "short", (("triton:requests_in_flight:mean1m", "in flight {{instance}}"),
               ("triton:requests_queued:mean1m", "queued {{instance}}")),
-              "Computed from the requests that ended, so late by the time one takes. Requests sent to tensorrt_llm "
-              "directly are not in it where the engine is emulated."),
+              "Computed from ended requests, so it lags by the duration of a request. With an emulated engine, "
+              "requests sent directly to tensorrt_llm are missing."),
         Panel("Slots taken", "percentunit", (("triton:slots_taken:ratio1m", "{{instance}}"),),
-              "At 100 % what comes next queues in the engine."),
+              "At 100 % further requests queue in the engine."),
         Panel("KV cache in use", "percentunit", (("triton:kv_used:ratio", "{{instance}}"),),
-              "Nearly full, and requests wait."),
+              "When nearly full, requests wait."),
         Panel("Tokens a second", "short", (("triton:output_tokens:rate1m", "out, of finished replies {{instance}}"),
               ("triton:input_tokens:rate1m", "in {{instance}}")), "Output is counted when a reply ends."),
         Panel("Requests a second", "reqps", ((f"triton:replies:rate1m{CALLED}", "{{model}} {{instance}}"),),
-              "Answered."),
+              "Successful requests."),
         Panel("Failures a second", "reqps",
               (("max by (instance, reason) (triton:failures:rate1m)", "{{reason}} {{instance}}"),),
               "REJECTED: Triton's queue was full. CANCELED: the client left."),
         Panel("Time to first response, p95", "s", (("triton:first_response_seconds:p95_5m", "{{model}} {{instance}}"),),
-              "Triton 24.11 and newer; empty on older servers. Of a reply that is not streamed: the whole reply."),
+              "Triton 24.11 and newer; empty on older servers. If not streamed: the whole reply."),
         Panel("Mean time of a request", "s", ((f"triton:request_seconds:mean1m{CALLED}", "{{model}} {{instance}}"),),
-              "The engine's queue included. An emulated tensorrt_llm ends for Triton when it has taken a request."),
+              "Includes the engine's queue. With an emulated tensorrt_llm, Triton counts only until it is accepted."),
         Panel("Requests in Triton's queues", "short", (("triton:requests_pending", "{{model}} {{instance}}"),),
-              "For an instance of the models before and after the engine. The engine's queue is not in it."),
+              "For an instance of the models before and after the engine, without the engine's queue."),
         Panel("Mean wait in Triton's queues", "s", (("triton:queue_seconds:mean1m", "{{model}} {{instance}}"),),
-              "For an instance of the models before and after the engine. The engine's queue is not in it."),
+              "For an instance of the models before and after the engine, without the engine's queue."),
         Panel("Engine steps a second", "short", (("triton:iterations:rate1m", "{{instance}}"),),
-              "None while requests wait: stuck."),
+              "If 0 while requests wait, the engine is stuck."),
         Panel("Tokens in a step", "short", ((BATCHER.format("total_context_tokens"), "of prompts {{instance}}"),
-              (BATCHER.format("generation_requests"), "of replies {{instance}}")), "What an iteration was made of."),
+              (BATCHER.format("generation_requests"), "of replies {{instance}}")),
+              "Tokens of prompts and of replies in an iteration."),
         Panel("Paused requests", "short", (("triton:requests_paused", "{{instance}}"),),
-              "max_utilization takes blocks back."),
+              "Paused by max_utilization because KV blocks ran out."),
         Panel("KV blocks reused", "short", ((f'sum by (instance) ({KV.format("reused")})', "{{instance}}"),),
-              "Prompts that began as an earlier one did."),
+              "By prompts that start like an earlier one."),
     ]  # fmt: skip
     rows += _gpu_panels() if plan.gpus else _emulator_panels()
     return [panel for panel in rows if all(there(query) for query, _ in panel.queries)]
@@ -74,14 +75,14 @@ def _request_panels() -> list[Panel]:
     each = "{{instance}}"
     return [
         Panel("Requests in the server", "short", (("trtllm:requests_in_flight:mean1m", each),),
-              "Computed from the requests that ended, so late by the time one takes."),
+              "Computed from ended requests, so it lags by the duration of a request."),
         Panel("Requests a second", "reqps", (("trtllm:replies:rate1m", "{{finished_reason}} {{instance}}"),),
-              "Answered."),
-        Panel("Time to first token, p95", "s", (("trtllm:first_token_seconds:p95_5m", each),), "Its queue included."),
+              "Successful requests."),
+        Panel("Time to first token, p95", "s", (("trtllm:first_token_seconds:p95_5m", each),), "The queue included."),
         Panel("Wait for the first step, p95", "s", (("trtllm:queue_seconds:p95_5m", each),),
-              "Of requests that waited at all."),
+              "Of requests that waited."),
         Panel("Mean time between tokens", "s", (("trtllm:token_seconds:mean1m", each),), "Mean over requests."),
-        Panel("Mean time of a request", "s", (("trtllm:request_seconds:mean1m", each),), "Its queue included."),
+        Panel("Mean time of a request", "s", (("trtllm:request_seconds:mean1m", each),), "The queue included."),
     ]  # fmt: skip
 
 
@@ -91,23 +92,31 @@ def _batch_panels() -> list[Panel]:
     return [
         Panel("Requests in the engine", "short", (("trtllm:requests_scheduled", "in the batch {{instance}}"),
               ("trtllm:requests_running", "taken {{instance}}"), ("trtllm:requests_waiting", "queued {{instance}}"),
-              ("trtllm:requests_max", "slots {{instance}}")), "Taken and not in the batch: KV blocks are short."),
-        Panel("Slots taken", "percentunit", (("trtllm:slots_taken:ratio1m", each),), "At 100 % what comes next waits."),
-        Panel("KV cache in use", "percentunit", (("trtllm:kv_used:ratio", each),), "Nearly full, and requests wait."),
+              ("trtllm:requests_max", "slots {{instance}}")),
+              "Requests with a slot but not in the batch wait for KV blocks."),
+        Panel("Slots taken", "percentunit", (("trtllm:slots_taken:ratio1m", each),),
+              "At 100 % further requests queue."),
+        Panel("KV cache in use", "percentunit", (("trtllm:kv_used:ratio", each),), "When nearly full, requests wait."),
         Panel("Tokens a second", "short", (("trtllm:output_tokens:rate1m", "out {{instance}}"),
               ("trtllm:input_tokens:rate1m", "in {{instance}}")), "Counted when a request ends."),
         Panel("Failures a second", "reqps", (("trtllm:failures:rate1m", "{{http_code}} {{instance}}"),),
               "By HTTP status."),
-        Panel("Time of a step", "s", (("trtllm:iteration_seconds", each),), "The latest."),
-        Panel("Paused requests", "short", (("trtllm:requests_paused", each),), "max_utilization takes blocks back."),
+        Panel("Time of a step", "s", (("trtllm:iteration_seconds", each),), "The latest step."),
+        Panel("Paused requests", "short", (("trtllm:requests_paused", each),),
+              "Paused by max_utilization because KV blocks ran out."),
     ]  # fmt: skip
 
 
 def _gpu_panels() -> list[Panel]:
     used = "nv_gpu_memory_used_bytes / nv_gpu_memory_total_bytes"
     return [
-        Panel("GPU utilization", "percentunit", (("nv_gpu_utilization", "{{gpu_uuid}}"),), "Busy, not efficient."),
-        Panel("GPU memory", "percentunit", ((used, "{{gpu_uuid}}"),), "Taken once, at start."),
+        Panel(
+            "GPU utilization",
+            "percentunit",
+            (("nv_gpu_utilization", "{{gpu_uuid}}"),),
+            "Share of time with a running kernel; it does not show efficiency.",
+        ),
+        Panel("GPU memory", "percentunit", ((used, "{{gpu_uuid}}"),), "Allocated once, at start."),
     ]
 
 
@@ -115,7 +124,7 @@ def _emulator_panels() -> list[Panel]:
     late = 'emulator_lateness_seconds{statistic="p99"}'
     return [
         Panel("How late the emulated engine is, p99", "s", ((late, "{{instance}}"),),
-              "Past a step's length, no figure counts."),
+              "Above half a step, the figures are not valid."),
         Panel("CPU in use", "percentunit", (("nv_cpu_utilization", "{{instance}}"),), "Of the server's machine."),
     ]  # fmt: skip
 

@@ -47,49 +47,49 @@ def recorded(stages: int = 1) -> list[Recorded]:
         waiting = f"clamp_min(triton:requests_active - {stages} * triton:requests_scheduled, 0)"
     return [
         Recorded("triton:requests_active", _sum(REQUESTS.format("active")),
-                 "requests the batch manager has taken, at most triton:requests_max"),
+                 "requests with a slot, at most triton:requests_max"),
         Recorded("triton:requests_scheduled", _sum(REQUESTS.format("scheduled")), "requests in the latest step"),
         Recorded("triton:requests_waiting", waiting,
-                 "taken requests in no step, because KV blocks or the token budget ran out; excludes the queue"),
+                 "requests with a slot but in no step, because KV blocks or the token budget ran out"),
         Recorded("triton:requests_max", _max(REQUESTS.format("max")), "the engine's slots"),
         Recorded("triton:requests_paused", _sum(BATCHER.format("paused_requests")),
                  "requests paused because KV blocks ran out"),
         Recorded("triton:slots_taken:ratio1m", "avg_over_time(triton:requests_active[1m]) / triton:requests_max",
-                 "share of the slots taken; at 1 what comes next queues"),
+                 "share of the slots taken; at 1 further requests queue"),
         Recorded("triton:requests_in_flight:mean1m", f"max by (instance) ({_seconds_per_second()})",
-                 "requests in the server, the engine's queue included: seconds that ended requests took, per second "
-                 "(Little's law); late by a request's time"),
+                 "requests in the server, the engine's queue included: seconds of ended requests, per second (Little's "
+                 "law); lags by the duration of a request"),
         Recorded("triton:requests_queued:mean1m",
                  "clamp_min(triton:requests_in_flight:mean1m - avg_over_time(triton:requests_active[1m]), 0)",
-                 "of those, not yet taken by the batch manager"),
+                 "of those, requests without a slot"),
         Recorded("triton:requests_pending", "sum by (instance, model) (nv_inference_pending_request_count)",
-                 "requests that wait for an instance of the models before and after the engine, not for the engine"),
+                 "requests that wait for an instance of the models before and after the engine"),
         Recorded("triton:kv_used:ratio", _max(KV.format("fraction")), "share of the KV blocks in use"),
         Recorded(
             "triton:iterations:rate1m",
             'sum by (instance) (rate(nv_trt_llm_general_metrics{general_type="iteration_counter"}[1m]))',
-            "engine steps a second",
+            "engine steps per second",
         ),
-        Recorded("triton:replies:rate1m", done.replace("5m", "1m"), "requests answered a second, by model"),
+        Recorded("triton:replies:rate1m", done.replace("5m", "1m"), "successful requests per second, by model"),
         Recorded(
             "triton:failures:rate1m",
             "sum by (instance, model, reason) (rate(nv_inference_request_failure[1m]))",
-            "requests failed a second, by model and reason",
+            "failed requests per second, by model and reason",
         ),
         Recorded(
-            "triton:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)", "share of requests failed, not cancelled"
+            "triton:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)", "share of failed, not cancelled requests"
         ),
         Recorded("triton:queue_seconds:mean1m", _mean("nv_inference_queue_duration_us"),
-                 "mean wait in Triton's queue of a model; the engine's queue is not in it"),
+                 "mean wait in Triton's queue of a model, without the engine's queue"),
         Recorded("triton:request_seconds:mean1m", _mean("nv_inference_request_duration_us"),
-                 "mean time of a request, the engine's queue included"),
+                 "mean duration of a request, the engine's queue included"),
         Recorded(
             "triton:output_tokens:rate1m", "sum by (instance) (rate(nv_llm_output_token_len_sum[1m]))",
-            "tokens of finished replies a second",
+            "tokens of finished replies per second",
         ),
         Recorded(
             "triton:input_tokens:rate1m", "sum by (instance) (rate(nv_llm_input_token_len_sum[1m]))",
-            "prompt tokens a second",
+            "prompt tokens per second",
         ),
         Recorded(
             "triton:first_response_seconds:p95_5m",
@@ -107,18 +107,18 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
         Alert("TritonDown", f'up{{job="{job}"}} == 0', 1, "critical",
               "{{ $labels.instance }} does not answer on its metrics port.", "debug.md: the server ended"),
         Alert("TritonMissing", f'absent(up{{job="{job}"}})', 1, "critical",
-              "Prometheus knows of no server.", "check the scrape targets"),
+              "Prometheus finds no server.", "check the scrape targets"),
         Alert("EngineNotLoaded", f'up{{job="{job}"}} == 1 unless on (instance) triton:requests_max', 5, "critical",
               "{{ $labels.instance }} runs without an engine.", "debug.md: a model does not load"),
         Alert("NoThroughput", "triton:requests_active > 0 and on (instance) triton:iterations:rate1m == 0", 1,
-              "critical", "{{ $labels.instance }} has requests and its engine makes no steps.",
-              "debug.md: requests wait and nothing moves"),
+              "critical", "{{ $labels.instance }} has requests, but its engine runs no steps.",
+              "debug.md: requests wait and none progresses"),
         Alert("SlotsFull", "triton:slots_taken:ratio1m > 0.99", 10, "warning",
-              "For ten minutes every slot of {{ $labels.instance }} was taken: what comes next queues in the engine.",
-              "add replicas; how long the queue is: triton:requests_queued:mean1m and the clients' TTFT"),
+              "For ten minutes every slot of {{ $labels.instance }} was taken: further requests queue in the engine.",
+              "add replicas; triton:requests_queued:mean1m and the clients' TTFT show the queue"),
         Alert("QueueGrows",
               f"triton:requests_queued:mean1m > {plan.queue_alarm} and deriv(triton:requests_queued:mean1m[5m]) > 0",
-              5, "warning", "{{ $value }} requests queue on {{ $labels.instance }}, and more every minute.",
+              5, "warning", "{{ $value }} requests queue on {{ $labels.instance }}, and the queue grows.",
               "add replicas, or admit less: max_queue_size"),
         Alert("QueueLong", f"triton:requests_queued:mean1m > {plan.queue_alarm}", 15, "warning",
               "For a quarter of an hour {{ $value }} requests or more have queued on {{ $labels.instance }}.",
@@ -132,7 +132,7 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
         Alert("KvCacheLimitsBatch",
               "avg_over_time(triton:requests_waiting[2m]) > 0.05 * triton:requests_max and on (instance) "
               f"{scheduled} < 0.85 * triton:requests_max", 5, "warning",
-              "{{ $labels.instance }} has taken requests that no step runs, and its batch has room: KV blocks are "
+              "{{ $labels.instance }} has requests in slots but in no step, although its batch has room: KV blocks are "
               "reserved or in use.",
               "shorter max_tokens (guaranteed_no_evict reserves all), more KV memory, max_utilization"),
         Alert("RequestsPaused", "max_over_time(triton:requests_paused[2m]) > 0", 2, "warning",
@@ -143,12 +143,12 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
               "fail.", "triton:failures:rate1m has the reasons; the server's log has the errors"),
         Alert("FirstResponseSlow", f"triton:first_response_seconds:p95_5m > {objective_s:g}", 5, "warning",
               f"One request in twenty to {{{{ $labels.model }}}} waits over {objective_s:g} s for its first response.",
-              "queue, or prompts that take the batch: see the queue and the context tokens"),
+              "check the queue, and the context tokens that fill the batch"),
     ]  # fmt: skip
 
 
 def scaling(plan: DeploymentPlan) -> list[Scaling]:
-    """Return what the autoscaler stands on; it follows the metric that asks for the most servers."""
+    """Return the autoscaler's metrics; it follows the one that requires the most servers."""
     if plan.variant == "trtllm_serve":
         return monitoring_serve.scaling(plan)
     if plan.variant == "inflight_batcher_llm" and plan.scaling is not None:
@@ -162,11 +162,11 @@ def _engine_scaling(plan: DeploymentPlan) -> list[Scaling]:
     return [
         Scaling("triton_requests_in_flight", f"nv_inference_request_duration_us{whole},{POD}",
                 f"max({rate}) by (<<.GroupBy>>) / 1e6", str(plan.in_flight_per_replica),
-                "requests in the server, queue included: as many servers as the load needs, late by a request's time"),
+                "requests in the server, queue included: servers that the load needs; lags by a request's duration"),
         Scaling("triton_slots_taken_ratio", f'nv_trt_llm_request_metrics{{request_type="active",{POD}',
                 'sum(avg_over_time(<<.Series>>{request_type="active",<<.LabelMatchers>>}[1m])) by (<<.GroupBy>>) '
                 '/ sum(<<.Series>>{request_type="max",<<.LabelMatchers>>}) by (<<.GroupBy>>)', BUSY,
-                "slots taken: moves at once, but says only that requests queue, not how many"),
+                "slots taken: reacts at once, but shows only that requests queue, not how many"),
         Scaling("triton_kv_used_ratio", f'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="fraction",{POD}',
                 'max(<<.Series>>{kv_cache_block_type="fraction",<<.LabelMatchers>>}) by (<<.GroupBy>>)', BUSY,
                 "KV blocks in use"),
@@ -179,7 +179,7 @@ def _llmapi_scaling(plan: DeploymentPlan) -> list[Scaling]:
     target = f"{plan.deployment.ttft_objective_s * 500:.0f}m"
     return [
         Scaling("triton_first_response_seconds", f'{HISTOGRAM}_sum{{model="tensorrt_llm",{POD}', query, target,
-                "mean time to the first response, against half the objective of its 95th percentile")
+                "mean time to the first response; target: half the objective of its 95th percentile")
     ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ LOAD_BYTES_PER_S = 100e6  # network storage at its slowest; a probe that gives u
 MIN_START_S = 600
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 FLAGS = ("--metrics-config=histogram_latencies=true",)  # a server older than the histogram (24.11) passes it over
-BUSY_RATIO = 0.85  # of slots and of KV blocks: past it the autoscaler adds a server, before what comes next queues
+BUSY_RATIO = 0.85  # of slots and of KV blocks: above it the autoscaler adds a server, before requests queue
 SHM_BYTES_PER_RANK = GIB  # stubs of the Python backend share it with the server, and NCCL's ranks with each other
 
 
@@ -42,7 +42,7 @@ class Deployment(Strict):
         longest_reply_s: Seconds a request may take from its first token to its last; auto: predicted.
         ttft_objective_s: Alert if the 95th percentile of the time to first response exceeds this.
         drain_before_s: Seconds a terminating server keeps serving while load balancers stop routing to it.
-        prometheus_url: Prometheus that KEDA asks.
+        prometheus_url: Prometheus that KEDA queries.
     """
 
     name: Annotated[str, Field(pattern=NAME)]
@@ -61,26 +61,26 @@ class DeploymentPlan(Document):
     """`manifest.json` of a deployment folder: every value its files were rendered with.
 
     Attributes:
-        kind: `built` or `emulated`: an emulated engine deploys without a GPU, to rehearse with.
-        variant: Which of TensorRT-LLM's model sets Triton serves, or `trtllm_serve`. `llmapi` publishes nothing of its
-            engine.
-        llm_api: Version by which trtllm-serve's metrics are named: 1.2, 1.3 or 1.4rc; None: it is not what serves.
-        tensorrt_llm: Version the container must hold; None where nothing depends on it.
+        kind: `built` or `emulated`; an emulated engine deploys without a GPU, to rehearse.
+        variant: Set of TensorRT-LLM's models that Triton serves, or `trtllm_serve`. `llmapi` publishes no engine
+            metrics.
+        llm_api: Version whose metric names trtllm-serve uses: 1.2, 1.3 or 1.4rc; None: Triton serves.
+        tensorrt_llm: TensorRT-LLM version that the container must have; None if none is needed.
         repository: The model repository on this machine.
-        served_at: Path it has in the container; its models hold it.
+        served_at: Its path in the container, which its models contain.
         engine: Folder of the engine on this machine, and in the container; None for an emulated engine.
         gpus: GPUs of each server.
-        compute_capability: Of those GPUs; the engine runs on no other.
-        longest_reply_s: Predicted by the engine's step-time model where it was not given.
-        longest_reply_from: `flag` or `predicted`.
-        termination_s: Seconds from "terminate" to SIGKILL: announcing, the longest reply, exit.
-        start_s: Seconds a server may take to answer its first request.
-        stages: Of the engine's pipeline; each has a batch of its own in flight.
-        slots: Requests the engine's batch manager takes at most: the batch limit of each stage.
-        in_flight_per_replica: Requests in a server, its queue included, past which the autoscaler adds a server.
-        queue_alarm: Requests in a server's queue past which a growing queue is an alert.
-        command: The server's command line; `$key` and what begins with `${` are the script's own variables.
-        environment: What the server's environment must have.
+        compute_capability: Compute capability of those GPUs; the engine runs on no other.
+        longest_reply_s: Duration of the longest reply, in seconds.
+        longest_reply_from: `flag`, or `predicted` by the engine's step-time model.
+        termination_s: Seconds from SIGTERM to SIGKILL: announcing, the longest reply, exit.
+        start_s: Seconds that a server may take to answer its first request.
+        stages: Pipeline stages of the engine; each has its own batch in flight.
+        slots: Slots of the engine: the batch limit of each stage.
+        in_flight_per_replica: Requests in a server, its queue included, above which the autoscaler adds a server.
+        queue_alarm: Requests in a server's queue above which an alert fires.
+        command: The server's command line; `$key` and names that begin with `${` are variables of the script.
+        environment: Environment variables that the server needs.
         scaling: The control law that a capacity plan simulated; None: the autoscaler's own targets.
     """
 

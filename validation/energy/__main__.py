@@ -114,8 +114,8 @@ def page(text: str, best: PowerPrior, found: Sequence[Compared]) -> str:
     return f"""# Predicted watts against measured
 
 Written by `make energy` on {today}; do not edit. Each cell: the mean absolute error in percent, and the mean error
-with its sign. Each case is a folder under `validation/energy/`: points as published, and the comparison point by point. How to use
-the predictions: [price tokens](../how-to/price-tokens.md).
+with its sign. Each case is a folder under `validation/energy/`: points as published, and the comparison point by point.
+How to use the predictions: [price tokens](../how-to/price-tokens.md).
 
 {text}
 - **Model not seen**: predicted by a fit to the other models, at the measured step time; root mean square of

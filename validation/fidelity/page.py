@@ -163,8 +163,8 @@ PAGE_TEXT = """# Predicted against published
 How far are predictions from what others measured? Written by `make fidelity` on {date}; do not edit. Each cell: the
 mean absolute error in percent, the mean error with its sign, and the goal if there is one. Each case is a folder under
 [validation/](../../validation/README.md): points as published, the command that predicts each, the prediction with its
-interval, the comparison. `(fitted)`: the profile's numbers were fitted to these very points, and a goal is met or missed
-in sample; nothing was fitted to the others.
+interval, the comparison. `(fitted)`: the profile's numbers were fitted to these very points, and a goal is met or
+missed in sample; nothing was fitted to the others.
 
 {tables}
 Of the points that nothing was fitted to, {share} published values lie in their 90 % interval.
