@@ -24,19 +24,18 @@ With --precision alone, the recipe's defaults apply: DeepSeek-R1-0528-Qwen3-8B o
 If TensorRT-LLM, the GPU or the checkpoint is missing on this machine, the command says which one and what to do.
 
 \b
-  build-engine --precision fp8 --emulate                      plan, and emulate the engine
-  build-engine --precision fp8 --checkpoint DIR               build it, in TensorRT-LLM's container
+  build-engine --precision fp8 --emulate         plan and emulate the engine
+  build-engine --precision fp8 --checkpoint DIR  build it in the container
   build-engine --precision fp8 --checkpoint DIR --until checkpoint
-                                                              quantize and verify on a CPU, compile elsewhere
-  build-engine --precision fp8,int8_sq,bf16 --gpu h100-sxm-80gb,a100-sxm-80gb --emulate
-                                                              every combination, compared in one table
-  build-engine --precision fp8 --explain                      every value, its origin, the cost of alternatives
-  build-engine --list                                         which precisions each GPU supports
+                                                 quantize and verify on a CPU
+  build-engine --precision fp8,bf16 --gpu h100-sxm-80gb,l4-24gb --dry-run
+                                                 compare all combinations
+  build-engine --precision fp8 --explain         every value and its origin
+  build-engine --list                            precisions of each GPU
 
 Stages (inspect, quantize, verify, compile, smoke) are cached next to the engines, each under the hash of its inputs.
 Repeating a command reuses finished stages, an interrupted build resumes, and builds with equal inputs share a stage.
 
-\b
 Exit status: 0: done; 1: failed; 2: usage error; 3: does not fit, or accuracy target missed; 130: interrupted.
 """
 

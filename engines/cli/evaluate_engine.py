@@ -24,17 +24,17 @@ GROUPS = {
 }
 EVALUATE_HELP = f"""Measure the accuracy of an engine with lm-evaluation-harness, and write it into its manifest.
 
-ENGINE is a folder of build-engine with an exported checkpoint: its quantized weights answer on this CPU. With --url, a
-server of the OpenAI API answers instead; ENGINE is then optional, and its manifest gets the results. The perplexity of
-held-out text is always measured, where the server returns log probabilities.
+ENGINE is a folder from build-engine with an exported checkpoint, whose quantized weights run on this CPU. With --url, a
+server of the OpenAI API is evaluated instead; ENGINE is then optional, and its manifest gets the results. Perplexity on
+held-out text is also measured, unless the server returns no log probabilities.
+
+Data sets are neither included nor downloaded. Put each in the folder of --data under its name on the hub:
 
 \b
-Data sets are neither included nor downloaded. Put each in the folder of --data under its name on the hub:
   hf download --repo-type dataset openai/gsm8k --local-dir DATA/openai/gsm8k
 
-\b
-Tasks, unless --tasks is given: those of gsm8k, mmlu, hellaswag, arc_easy, arc_challenge and (with --run-code)
-humaneval whose data set is in the folder. --data may also be set as {DATA_VARIABLE}.
+Without --tasks, these run if their data set is in the folder: gsm8k, mmlu, hellaswag, arc_easy, arc_challenge, and with
+--run-code humaneval. --data may also be set as {DATA_VARIABLE}.
 """
 
 

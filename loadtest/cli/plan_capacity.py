@@ -21,12 +21,12 @@ GROUPS = {
 HELP = """Plan a deployment: precision, GPU, limits, replicas and cost for a given traffic and its objectives.
 
 \b
-  plan-capacity demand.yaml                         plan, table and page
-  plan-capacity demand.yaml --what-if traffic*=2    and a plan for twice the traffic
-  plan-capacity --verify RUN --plan capacity.json   check the plan against a run
-  plan-capacity --verify RUN --plan capacity.json --calibrate-from RUN2   check, calibrate and plan again
+  plan-capacity demand.yaml                        plan, table and page
+  plan-capacity demand.yaml --what-if traffic*=2   also for twice the traffic
+  plan-capacity --verify RUN --plan capacity.json  check the plan with a run
+  plan-capacity --verify RUN --plan capacity.json --calibrate-from RUN2
+                                                   also calibrate, plan again
 
-\b
 Exit status: 0: done; 1: failed; 2: usage error; 3: no possible plan, or the plan missed an objective.
 """
 

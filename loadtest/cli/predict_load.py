@@ -37,26 +37,26 @@ GROUPS = {
     "--model",
     "model_name",
     shell_complete=completing(model_names),
-    help="A known model, or a folder with a config.json, if no engine folder is given.",
+    help="A known model, or a folder with a config.json.",
 )
 @click.option(
     "--gpu",
     shell_complete=completing(gpu_names),
-    help="A known GPU, or FILE.yaml from describe-machine, if no engine folder is given.",
+    help="A known GPU, or FILE.yaml from describe-machine.",
 )
 @click.option(
-    "--precision", shell_complete=completing(lambda: PRECISION_NAMES), help="Precision, if no engine folder is given."
+    "--precision", shell_complete=completing(lambda: PRECISION_NAMES), help="Weight and arithmetic precision."
 )
-@click.option("--tp", type=click.IntRange(min=1), help="Tensor parallel size, if no engine folder is given.")
+@click.option("--tp", type=click.IntRange(min=1), help="Tensor parallel size.")
 @click.option(
     "--max-batch-size",
     type=click.IntRange(min=1),
-    help="Maximum sequences in one iteration, if no engine folder is given.",
+    help="Maximum sequences in one iteration.",
 )
 @click.option(
     "--speculative",
     metavar="MODE",
-    help="Speculative decoding, if no engine folder is given: eagle3, ...",
+    help="Speculative decoding: eagle3, ...",
 )
 @click.option("--draft-model", metavar="DIR|NAME", help="Draft model for eagle3 or draft_target.")
 @draft_flags
@@ -73,12 +73,12 @@ GROUPS = {
 @click.option(
     "--max-num-tokens",
     type=click.IntRange(min=1),
-    help="Maximum tokens in one iteration, if no engine folder is given.",
+    help="Maximum tokens in one iteration.",
 )
 @click.option(
     "--kv-cache",
     type=click.Choice(["16bit", "int8", "fp8"]),
-    help="KV cache format, if no engine folder is given; NVFP4 needs one, of --backend pytorch.",
+    help="KV cache format. NVFP4: give an engine folder of --backend pytorch.",
 )
 @scenario_flag
 @concurrency_flag

@@ -28,7 +28,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
         "Compare": ("--compare", "--across-kinds", "--max-regression"),
         "Gate": ("--gate", "--junit"),
         "Cost": ("--gpu-price", "--vendor", "--prices", "--terms", "--gpu", "--gpus", "--engine"),
-        "Output": ("--out", "--force", "--no-exports", "--dry-run", "--json"),
+        "Output": ("--out", "--force", "--no-exports", "--dry-run"),
     },
 )
 @click.argument("runs", metavar="[RUN_DIR]...", nargs=-1, type=_FOLDER)

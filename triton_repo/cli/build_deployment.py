@@ -44,7 +44,7 @@ GROUPS = {
     "--max-replicas", type=int, help="Maximum number of replicas for the autoscaler.  [default: 4, or the plan's]"
 )
 @click.option("--autoscaling", type=FOLDER, help="Control law of a capacity plan: its autoscaling.json.")
-@click.option("--prometheus-url", help="Prometheus that KEDA asks.  [default: the Prometheus operator's]")
+@click.option("--prometheus-url", help="Prometheus that KEDA queries.  [default: the Prometheus operator's]")
 @click.option(
     "--longest-reply",
     "longest_reply_s",

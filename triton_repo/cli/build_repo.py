@@ -39,7 +39,7 @@ GROUPS = {
     type=click.Choice(["triton", "trtllm-serve"]),
     default="triton",
     show_default=True,
-    help="Server that will load it. trtllm-serve: for checkpoints of the PyTorch backend.",
+    help="Server that will load the repository. trtllm-serve: for checkpoints of the PyTorch backend.",
 )
 @click.option(
     "--engine-url",
@@ -64,7 +64,7 @@ def build_repo(**flags: Any) -> None:
     backend it writes the LLM API's single model, or trtllm-serve's YAML with --server trtllm-serve. The repository of
     an emulated engine contains the emulator; that of a built engine points to it. With --engine-url, the tensorrt_llm
     model relays requests to a server that runs the model, and ENGINE_DIR is the plan of that engine. --explain and
-    --dry-run write nothing, and ask no server.
+    --dry-run write nothing, and query no server.
     """
     from triton_repo.cli.actions.build_repo import run
 

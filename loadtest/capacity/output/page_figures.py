@@ -83,7 +83,7 @@ def _frontier(plan: CapacityPlan) -> Figure:
         x_log=True,
         y_log=True,
     )
-    says = "One frontier for each accuracy loss: a point on it may be dearer and slower than one that loses more."
+    says = "One frontier for each accuracy loss: a point on it may cost more and be slower than one that loses more."
     return Figure(Markup(drawn), says if len(edges) > 1 else "", tuple((tone, name) for name, tone in tones.items()))
 
 
