@@ -99,10 +99,9 @@ def resolve_limits(
 
 
 def _reachable(choices: Choices, engine: Engine) -> Objectives:
-    """Return the recipe's objectives without those that nobody asked for and that one request alone misses.
+    """Return the recipe's objectives without the defaults that even a single request misses.
 
-    A default suits large GPUs. On a small one it would choose a batch of one for the sake of a limit that this misses
-    as well.
+    Defaults suit large GPUs. On a small one, such a default would force a batch of one, which misses it as well.
     """
     recipe = choices.resolved.recipe
     alone = [

@@ -16,7 +16,7 @@ from engines.spec.precision import Arithmetic
 
 
 class ProductSpeed(Strict):
-    """A matrix product of a few rows, measured: how fast it goes through its weights, bytes a second."""
+    """A measured matrix product of a few rows: the weight bytes that it reads per second."""
 
     rows: Annotated[int, Field(ge=1)]
     weight_bytes_per_s: Annotated[float, Field(gt=0)]
@@ -33,8 +33,8 @@ class GpuSpec(Strict):
         bandwidth_bytes_per_s: Peak memory bandwidth.
         dense_flops: Peak multiply-add operations per second by arithmetic, two for each multiply-add, without
             sparsity; an arithmetic the GPU lacks is absent.
-        products: By arithmetic, products as the serving engine's own library does them, fewest rows first; empty where
-            nobody measured them. They take the place of bandwidth and peak: small ones reach neither.
+        products: By arithmetic, measured products of the serving engine's own library, fewest rows first; may be empty.
+            They replace bandwidth and peak, which small products do not reach.
         interconnect_bytes_per_s: To one other GPU of the same machine, one direction; of a CPU, its memory's.
         l2_bytes: Level-2 cache.
         multiprocessors: Streaming multiprocessors, each running thread blocks of its own; of a CPU, its threads.
@@ -90,7 +90,7 @@ def known_gpus() -> dict[str, GpuSpec]:
 
 
 def gpu_named(name: str) -> GpuSpec:
-    """Return a GPU by its name or another name people use; upper or lower case.
+    """Return a GPU by its name or an alias, case-insensitively.
 
     Raises:
         UserError: There is no such GPU; the nearest is suggested.

@@ -24,7 +24,7 @@ def step_time_of(
 ) -> StepTime:
     """Return the chosen source, `roofline` (data sheets) or `silicon` (measured kernels), with its factors.
 
-    Includes what the server takes from the engine's loop; for the engine alone, omit the choice's host.
+    Includes the server's share of the engine's loop; for the engine alone, omit the choice's host.
 
     Args:
         speculative: What each decode step drafts and verifies; None: one token a step.
@@ -57,7 +57,7 @@ def cached_step_time(
     speculative: SpeculativeDecoding | None = None,
     ratios: StepCost | None = None,
 ) -> StepTime:
-    """Return `step_time_of`, times ratios, made once in a process: reading measured tables takes seconds."""
+    """Return `step_time_of`, scaled by `ratios`; cached, because reading measured tables takes seconds."""
     documents = (choice, placed.model, placed.gpu, speculative)
     texts = [None if each is None else each.model_dump_json() for each in documents]
     return _made_once(*texts, placed.precision, placed.kv_format, placed.tensor_parallel, ratios)

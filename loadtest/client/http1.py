@@ -26,7 +26,7 @@ HTTP_REJECTED = (429, 503)
 HTTP_BODILESS = (204, 304)
 EVENT_STREAM = "text/event-stream"
 DATE = re.compile(rb"\r\ndate:[^\r]*", re.IGNORECASE)
-MAX_HEADS = 16  # of a server's streams: one that gives each reply a head of its own has none in common
+MAX_HEADS = 16  # remembered per server; if each reply has a different head, remembering more is useless
 CHUNK_HEAD = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
 LONE_RETURN = re.compile(rb"\r[^\n]")
 MARK = b"\xef\xbb\xbf"  # the byte order mark that a stream may begin with
@@ -150,7 +150,7 @@ class HttpSession(Session):
     Args:
         head: As returned by `request_head`; the same for every request.
         dating: As of `Session`.
-        streams: Heads of replies that were streams after which the connection could be used again; without their dates.
+        streams: Heads, without dates, of earlier streamed replies that left the connection open.
 
     Attributes:
         reusable: Whether the connection can carry another request after this reply.
@@ -200,7 +200,7 @@ class HttpSession(Session):
         return self.ended
 
     def is_whole_with(self, data: bytes, last_event: bytes) -> bool:
-        """Return whether these bytes end a reply that can wait, by all that is known, and the connection goes on."""
+        """Return whether these bytes seem to end a reply that can be parsed later, on a connection that stays open."""
         if not (data.endswith(LAST_CHUNK) and data.endswith(last_event, 0, -len(LAST_CHUNK))):
             return False
         if self._first:
@@ -215,7 +215,7 @@ class HttpSession(Session):
 
     @property
     def quiet(self) -> Quiet:
-        """All before the last chunk, once the reply is known to have chunks; it is expected to where others had."""
+        """All before the last chunk, once the reply is known, or by earlier replies expected, to have chunks."""
         if self.ended:
             return Quiet.NONE
         if not self._first:
@@ -242,7 +242,7 @@ class HttpSession(Session):
     def _take_events(self, pieces: Pieces, arrivals_s: Sequence[float], begin: int) -> int:
         """Take chunks of whole lines: the parser would be in the same state after them.
 
-        It is needed for nothing in a reply that is known to be whole, if its head is known and all its chunks are such.
+        A whole reply with a known head and only such chunks does not need the parser at all.
         """
         known_bytes, self._known_head_bytes = self._known_head_bytes, 0
         if self.ended or not (known_bytes or self._is_at_events):

@@ -83,7 +83,7 @@ class LevelRun:
 
     @property
     def is_measuring(self) -> bool:
-        """Whether what is sent now is measured."""
+        """Whether requests sent now are measured."""
         if self._plan.concurrency is not None:
             return self._shared.loop.measure_s is not None
         return self._shared.now_s() >= self._measure_s(0.0)
@@ -119,8 +119,8 @@ class LevelRun:
         """End the users; return the share's result.
 
         Args:
-            whole: The run continues. Let each user finish its request if the model does not notice cancellations:
-                through Triton's ensemble it would continue, and prevent the ensemble from being unloaded.
+            whole: Whether the run continues. Then each user finishes its request if the model ignores cancellations: a
+                request through Triton's ensemble would go on and keep the ensemble from being unloaded.
         """
         shared, scenario = self._shared, self._shared.plan.scenario
         is_done = self.is_done
@@ -158,7 +158,7 @@ class LevelRun:
 
 
 class _Ticks:
-    """This process's timer and its lateness: a busy generator adds it to every time it records.
+    """This process's timer; a busy generator adds its lateness to every time that it records.
 
     Attributes:
         fired: Set whenever it fires, so that a greenlet can wait without a timer of its own.

@@ -324,7 +324,7 @@ def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]
 
 
 def _record_of(line: str, name: str, number: int) -> RequestRecord:
-    """Return a line's record: as pydantic reads JSON, in a quarter of the time, or by what names the mistake."""
+    """Return a line's record; a faulty line is parsed again, slowly, by code that names the error."""
     try:
         return RequestRecord.model_validate_json(line)
     except ValueError:

@@ -29,7 +29,7 @@ class Shape:
 
     @classmethod
     def of(cls, event: bytes, name: str, text: str, *, is_kept: bool) -> Shape | None:
-        """Return the shape of an event whose field `name` contains `text`; None if there is no telling where.
+        """Return the shape of an event whose field `name` contains `text`; None if its place is ambiguous.
 
         >>> Shape.of(b'{"i": 1, "text": "the", "end": null}', "text", "the", is_kept=True).text_in(
         ...     b'{"i": 1, "text": "next", "end": null}')
