@@ -9,7 +9,8 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Document, Strict, read_json
-from engines.spec import Factors, Host, KvFormat
+from engines.manifest import StepTimeChoice
+from engines.spec import Factors, Host, Kernels, KvFormat
 
 MAX_LOG_ERROR = 20.0  # a factor of 5e8: a file that states more is damaged
 
@@ -107,6 +108,7 @@ class Calibration(Document):
         log_error_of: Which of the two it is.
         drift: By quantity, the standard deviation of ln(later / earlier) between measurements of one and the same load:
             what the machine and its neighbours change while nobody changes the deployment. Empty: no load was repeated.
+        kernels: Framework whose measured kernels `silicon` looked up.
         prior: The engine profile whose numbers were expected before any point was seen; None: those of any engine.
     """
 
@@ -117,6 +119,7 @@ class Calibration(Document):
     kv_cache: KvFormat
     tensor_parallel: int
     source: Literal["roofline", "silicon"]
+    kernels: Kernels = "trtllm"
     engine: EngineLimits
     generator: LoadGenerator
     factors: Factors
@@ -130,6 +133,12 @@ class Calibration(Document):
     alternatives: list[Alternative]
     warnings: list[str]
     prior: str | None = None
+
+    def step_time(self, sha256: str) -> StepTimeChoice:
+        """Return the step-time model that this calibration describes; `sha256` is its file's."""
+        return StepTimeChoice(
+            source=self.source, kernels=self.kernels, factors=self.factors, host=self.host, calibration=sha256
+        )
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -445,7 +445,7 @@ def draft_flags(function: _FunctionT) -> _FunctionT:
     return click.option("--max-draft-len", type=int, help="Maximum number of draft tokens accepted per step.")(function)
 
 
-PROFILE_HELP = "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, vllm-v1, ..."
+PROFILE_HELP = "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, vllm, ..."
 
 
 def profile_flag(text: str) -> Callable[[_FunctionT], _FunctionT]:

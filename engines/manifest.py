@@ -9,9 +9,11 @@ from engines.errors import MissingError, UserError
 from engines.files import Document, Strict, load_json, validate, why_not
 from engines.names import engine_title
 from engines.spec import (
+    EngineProfile,
     Factors,
     GpuSpec,
     Host,
+    Kernels,
     KvFormat,
     LlmApiVersion,
     ModelSpec,
@@ -79,6 +81,7 @@ class StepTimeChoice(Strict):
     """The step-time model that replaces the GPU, and the deployment's deviations from it.
 
     Attributes:
+        kernels: Framework whose measured kernels `silicon` looks up.
         profile: Engine profile that provides factors and host as priors; None without one, or with a calibration.
         factors: From the calibration or the profile; None without either.
         host: Costs above the engine, likewise.
@@ -86,10 +89,19 @@ class StepTimeChoice(Strict):
     """
 
     source: Literal["roofline", "silicon"]
+    kernels: Kernels = "trtllm"
     profile: str | None = None
     factors: Factors | None = None
     host: Host | None = None
     calibration: str | None = None
+
+    @classmethod
+    def expected(
+        cls, source: Literal["roofline", "silicon"], profile: EngineProfile, placed: PlacedModel
+    ) -> StepTimeChoice:
+        """Return what an engine profile says of a model on its GPUs."""
+        factors = profile.factors_on(placed)
+        return cls(source=source, kernels=profile.kernels, profile=profile.name, factors=factors, host=profile.host)
 
 
 class Adapters(Strict):

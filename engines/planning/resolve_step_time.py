@@ -24,12 +24,11 @@ def resolve_step_time(
         placed = PlacedModel(model, gpu, precision.name, kv_format, tensor)
         source = recipe.step_time
         if source == "auto":
-            source, why = favoured_source(placed)
+            source, why = favoured_source(placed, profile.kernels)
             choices.derived("step_time", source, why)
         else:
             choices.given("step_time", source, "as requested")
-        factors = profile.factors_on(placed)
-        return StepTimeChoice(source=source, profile=profile.name, factors=factors, host=profile.host)
+        return StepTimeChoice.expected(source, profile, placed)
     path = Path(recipe.step_time_calibration)
     known = read_calibration(path)
     require_match(known, gpu=gpu.name, precision=precision.name, tensor_parallel=tensor, path=path)
@@ -37,4 +36,4 @@ def resolve_step_time(
         choices.notice(
             "emulated-calibration", f"{path} was measured on an emulated engine, and does not describe a GPU"
         )
-    return StepTimeChoice(source=known.source, factors=known.factors, host=known.host, calibration=sha256_of(path))
+    return known.step_time(sha256_of(path))

@@ -15,6 +15,7 @@ from engines.spec.engine_profile import (
     DEFAULT_ENGINE_PROFILE,
     Batching,
     EngineProfile,
+    Kernels,
     engine_profile_named,
     engine_profiles,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "GemmPoint",
     "GpuSpec",
     "Host",
+    "Kernels",
     "KvFormat",
     "LlmApiFacts",
     "LlmApiVersion",

@@ -20,6 +20,7 @@ from engines.spec.deployment import Factors, Host
 from engines.spec.placed_model import PlacedModel
 
 DEFAULT_ENGINE_PROFILE = "trtllm-1.x-triton"
+Kernels = Literal["trtllm", "vllm"]
 Deviation = Annotated[float, Field(gt=0)]
 
 
@@ -70,6 +71,7 @@ class EngineProfile(Strict):
     """Expected behaviour of an engine before it is measured.
 
     Attributes:
+        kernels: Framework whose measured kernels the engine runs, where step times come from measured kernels.
         factors: On the step-time source, for the engine alone; `factors_on` has those that depend on GPU and model.
         unsplit_attention: Decode attention comes in waves of thread blocks, which depend on the GPU and the model.
         groups_share_reads_from: Compute capability (90 for 9.0) from which an attention kernel that takes prompts and
@@ -84,6 +86,7 @@ class EngineProfile(Strict):
     description: str
     aliases: tuple[str, ...] = ()
     batching: Batching = Batching()
+    kernels: Kernels = "trtllm"
     factors: Factors = Factors()
     unsplit_attention: bool = False
     groups_share_reads_from: int | None = None

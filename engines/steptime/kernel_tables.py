@@ -1,4 +1,4 @@
-"""A smaller copy of aiconfigurator's tables of measured kernels, which loads in 0.3 of the time.
+"""A smaller copy of aiconfigurator's tables of measured kernels, by framework, which loads in 0.3 of the time.
 
 The library reads each table completely, though a model needs one head size and a few formats. `make setup` writes the
 relevant rows beside the environment; if they are missing or from another release, the library's own tables are read.
@@ -13,11 +13,12 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from engines.names import yaml_data
+from engines.spec import Kernels
 
 _PLACE = Path("share") / "kernel-tables"
 _MODELS_PYTHON = ("opt", "triton", "py")  # of the local Triton, in the environment of the commands
@@ -32,7 +33,7 @@ _NOT_READ = ("framework", "version", "device", "op_name", "kernel_source")
 # Kinds of tables in which a dense model is looked up, and the kind for transfers between GPUs.
 _KINDS = ("attention", "gemm", "quantize")
 _BETWEEN_GPUS = "comm"
-BACKEND = "trtllm"
+_FRAMEWORKS: tuple[Kernels, ...] = get_args(Kernels)
 _VERSIONS = "query_versions.yaml"
 _REUSE = "perf_data_reuse_manifest.yaml"
 
@@ -49,24 +50,24 @@ def folder_in(prefix: Path) -> Path:
 FOLDER = folder_in(Path(sys.prefix))
 
 
-def smaller_tables(system: str, head_size: int, folder: Path = FOLDER) -> str | None:
-    """Return the folder with a system's rows for a head size, if it was made from the installed library's release.
+def smaller_tables(kernels: Kernels, system: str, head_size: int, folder: Path = FOLDER) -> str | None:
+    """Return the folder with a framework's rows for a system and a head size, if made from the installed release.
 
     It may have been made by another Python's copy of that release, as long as that is there: links lead to it.
     """
-    stamp = folder / _STAMP
-    if head_size != HEAD_SIZE or not stamp.is_file() or not (folder / f"{system}.yaml").is_file():
+    stamp, own = folder / _STAMP, folder / kernels
+    if head_size != HEAD_SIZE or not stamp.is_file() or not (own / f"{system}.yaml").is_file():
         return None
     made_of = json.loads(stamp.read_text(encoding="utf-8"))
     if not isinstance(made_at := made_of.pop("at", None), str) or not Path(made_at).is_dir():
         return None
-    return str(folder) if made_of == _made_of() else None
+    return str(own) if made_of == _made_of() else None
 
 
-def version_of(system: str, folder: str | None) -> str:
-    """Return the version of a system's tables that a folder states as the current one; None: the library's folder."""
+def version_of(kernels: Kernels, system: str, folder: str | None) -> str:
+    """Return the version of a framework's tables that a folder (None: the library's) states as the current one."""
     stated = yaml_data((_library_folder() if folder is None else Path(folder)) / _VERSIONS)
-    versions = stated["overrides"].get(system, {}).get(BACKEND, stated["defaults"][BACKEND])
+    versions = stated["overrides"].get(system, {}).get(kernels, stated["defaults"][kernels])
     return str(versions["current"])
 
 
@@ -78,6 +79,12 @@ def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> Non
     """
     library = _library_folder()
     shutil.rmtree(folder, ignore_errors=True)
+    for kernels in _FRAMEWORKS:
+        _write_framework(kernels, systems, library, folder / kernels)
+    (folder / _STAMP).write_text(json.dumps(_made_of() | {"at": str(library)}), encoding="utf-8")
+
+
+def _write_framework(kernels: Kernels, systems: tuple[str, ...], library: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     of_systems = {path.stem for path in library.glob("*.yaml") if (library / "data" / path.stem).is_dir()}
     for path in library.glob("*.yaml"):
@@ -87,15 +94,15 @@ def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> Non
         source = library / "data" / system
         for path in sorted(source.rglob("*")):
             of = path.relative_to(source)
-            if path.is_file() and (of.parts[0] == _BETWEEN_GPUS or (of.parts[0] in _KINDS and BACKEND in of.parts)):
+            if path.is_file() and (of.parts[0] == _BETWEEN_GPUS or (of.parts[0] in _KINDS and kernels in of.parts)):
                 target = folder / "data" / system / of
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_smaller(path, target)
-    (folder / _REUSE).write_text(yaml.safe_dump(_relevant(yaml_data(library / _REUSE), folder)), encoding="utf-8")
-    (folder / _STAMP).write_text(json.dumps(_made_of() | {"at": str(library)}), encoding="utf-8")
+    relevant = _relevant(yaml_data(library / _REUSE), kernels, folder)
+    (folder / _REUSE).write_text(yaml.safe_dump(relevant), encoding="utf-8")
 
 
-def _relevant(reuse: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _relevant(reuse: dict[str, Any], kernels: Kernels, folder: Path) -> dict[str, Any]:
     """Return which kernels' rows may come from other frameworks' tables, of the tables in a folder.
 
     The library reads this list once for each of them. Where it has no other framework's table, only the own one counts.
@@ -105,7 +112,7 @@ def _relevant(reuse: dict[str, Any], folder: Path) -> dict[str, Any]:
     groups = [
         group
         for group in reuse["groups"]
-        if group["op_file"] in shared or (group["op_file"] in own and BACKEND in group["frameworks"])
+        if group["op_file"] in shared or (group["op_file"] in own and kernels in group["frameworks"])
     ]
     return reuse | {"groups": groups}
 

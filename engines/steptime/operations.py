@@ -9,8 +9,8 @@ import json
 from typing import Any
 
 from engines.errors import MissingError
-from engines.spec import ModelSpec
-from engines.steptime.kernel_tables import BACKEND, version_of
+from engines.spec import Kernels, ModelSpec
+from engines.steptime.kernel_tables import version_of
 
 ATTENTION, LOGITS = "attention", "logits"
 NORMS = ("norm_1", "norm_2", "activation", "embedding")
@@ -20,7 +20,14 @@ _BF16, _BF16_BYTES = "bfloat16", 2
 
 
 def engine_of(
-    model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, *, tensor_parallel: int, folder: str | None
+    model: ModelSpec,
+    kernels: Kernels,
+    system: str,
+    gemm_mode: str,
+    kv_mode: str,
+    *,
+    tensor_parallel: int,
+    folder: str | None,
 ) -> tuple[Any, list[str]]:
     """Return the library's engine of a model, and the names of its operations on prompts, by index.
 
@@ -48,8 +55,8 @@ def engine_of(
             "schema_version": _SETTINGS_SCHEMA,
             "model_name": model.name,
             "system_name": system,
-            "backend": BACKEND,
-            "backend_version": version_of(system, folder),
+            "backend": kernels,
+            "backend_version": version_of(kernels, system, folder),
             "tp_size": tensor_parallel,
             "pp_size": 1,
             "enable_shared_layer": True,  # other frameworks' tables where these lack one, as of transfers

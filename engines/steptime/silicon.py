@@ -1,11 +1,11 @@
 """Step time from measured kernels: NVIDIA's aiconfigurator tables by operation, without its batching or TTFT formulas.
 
-The tables contain times of TensorRT-LLM's kernels on H100, H200, A100, L40S and B200, by shape. What they lack is
-derived and reported: an INT8 or INT4 kernel on a GPU without measurements is that GPU's 16-bit kernel times the ratio
-measured on an A100; an INT8 KV cache reads like an FP8 cache of the same GPU, or like a 16-bit one of half the length.
-Normalizing queries and keys by head (Qwen3) is not in the tables: the cost is moving their bytes once more. Sampling is
-not in the tables: each pass over a sequence's logits is priced at the data sheet's bandwidth. Scheduling and everything
-above the GPU come from an engine profile or a calibration.
+The tables contain times of the kernels of TensorRT-LLM and of vLLM on H100, H200, A100, L40S and B200, by shape. What
+they lack is derived and reported: an INT8 or INT4 kernel on a GPU without measurements is that GPU's 16-bit kernel
+times the ratio measured on an A100; an INT8 KV cache reads like an FP8 cache of the same GPU, or like a 16-bit one of
+half the length. Normalizing queries and keys by head (Qwen3) is not in the tables: the cost is moving their bytes once
+more. Sampling is not in the tables: each pass over a sequence's logits is priced at the data sheet's bandwidth.
+Scheduling and everything above the GPU come from an engine profile or a calibration.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from engines.errors import MissingError
-from engines.spec import KvFormat, ModelSpec, PlacedModel, precision_named
+from engines.spec import Kernels, KvFormat, ModelSpec, PlacedModel, precision_named
 from engines.steptime.kernel_tables import smaller_tables
 from engines.steptime.operations import ATTENTION, LOGITS, NORMS, engine_of
 from engines.steptime.roofline import LOGITS_BYTES, SAMPLING_PASSES
@@ -32,7 +32,8 @@ SYSTEMS = {
 # kernels), by GPU: fitted to TensorRT-LLM 0.14 to 0.17's published maximum loads of Mistral 7B, 18 to 45 rows per GPU,
 # with a mean error of 3 % (validation/trtllm-bench). GPUs not listed have no such rows.
 SUSTAINED = {"a100-sxm-80gb": 1.034, "h100-sxm-80gb": 1.003, "h200-sxm-141gb": 1.050, "l40s-48gb": 0.939}
-KV_READ_RATIO, PROMPT_ATTENTION_RATIO = 1.05, 0.92  # on attention, of decoding and of prompts: the same fit, all GPUs
+# On attention, of decoding and of prompts: the same fit, all GPUs; of TensorRT-LLM's kernels alone.
+_ATTENTION_RATIOS: dict[Kernels, tuple[float, float]] = {"trtllm": (1.05, 0.92), "vllm": (1.0, 1.0)}
 KNOT_TOKENS = 128  # decode attention is looked up at multiples of this context, and interpolated linearly
 _DERIVED_ON = "a100_sxm"  # the only system whose tables have every integer format
 # The tables' name of each precision's matrix products. fp8_static: scales known beforehand, as in an engine.
@@ -45,6 +46,7 @@ _GEMM_MODES = {
     "int4_awq": "int4_wo",
     "nvfp4": "nvfp4",
 }
+_VLLM_FP8_MODE = "fp8"  # vLLM scales activations by token as they come, unless the checkpoint has their scales
 _INTEGER_MODES = {"sq", "int8_wo", "int4_wo"}
 _KV_MODES: dict[KvFormat, str] = {"16bit": "bfloat16", "fp8": "fp8", "int8": "fp8", "nvfp4": "fp8"}
 
@@ -93,6 +95,7 @@ class Silicon:
 
     Args:
         step_tokens: Tokens that each decoding sequence computes in a step; see `Roofline`.
+        kernels: Framework whose kernels are looked up.
 
     Attributes:
         derived: What was missing in the tables and how it was derived; empty if everything is measured.
@@ -101,7 +104,7 @@ class Silicon:
         MissingError: The tables are not installed, or lack this GPU or format.
     """
 
-    def __init__(self, placed: PlacedModel, *, step_tokens: int = 1) -> None:
+    def __init__(self, placed: PlacedModel, *, step_tokens: int = 1, kernels: Kernels = "trtllm") -> None:
         model, gpu, tensor_parallel = placed.model, placed.gpu, placed.tensor_parallel
         precision, kv_format = placed.precision, placed.kv_format
         self._step_tokens = step_tokens
@@ -111,7 +114,7 @@ class Silicon:
                 f"no measured step times for {gpu.name}; tables exist for {', '.join(SYSTEMS)}",
                 hint="--step-time roofline works from the data sheet",
             )
-        mode = _GEMM_MODES.get(precision)
+        mode = _VLLM_FP8_MODE if (kernels, precision) == ("vllm", "fp8") else _GEMM_MODES.get(precision)
         if mode is None or precision_named(precision).arithmetic not in gpu.dense_flops:
             raise MissingError(
                 f"no measured step times for {precision} on {gpu.name}",
@@ -119,6 +122,7 @@ class Silicon:
             )
         self.derived: list[str] = []
         self._sustained = SUSTAINED.get(gpu.name, 1.0)
+        self._kv_read_ratio, self._prompt_attention_ratio = _ATTENTION_RATIOS[kernels]
         kv_mode = self._kv_mode(system, kv_format)
         self._halved = kv_format == "int8" and kv_mode == "bfloat16"
         self._factor: tuple[_Tables, _Tables] | None = None
@@ -126,13 +130,13 @@ class Silicon:
             self.derived.append(
                 f"{precision} on {gpu.name}: its 16-bit kernels times the ratio of {precision} on an A100"
             )
-            self._tables = _tables_of(model, system, "bfloat16", kv_mode, tensor_parallel)
+            self._tables = _tables_of(model, kernels, system, "bfloat16", kv_mode, tensor_parallel)
             self._factor = (
-                _tables_of(model, _DERIVED_ON, mode, "bfloat16", tensor_parallel),
-                _tables_of(model, _DERIVED_ON, "bfloat16", "bfloat16", tensor_parallel),
+                _tables_of(model, kernels, _DERIVED_ON, mode, "bfloat16", tensor_parallel),
+                _tables_of(model, kernels, _DERIVED_ON, "bfloat16", "bfloat16", tensor_parallel),
             )
         else:
-            self._tables = _tables_of(model, system, mode, kv_mode, tensor_parallel)
+            self._tables = _tables_of(model, kernels, system, mode, kv_mode, tensor_parallel)
         self._linear: dict[int, tuple[float, float]] = {}
         self._logits: dict[int, float] = {}
         self._knots: dict[tuple[int, int], float] = {}
@@ -211,7 +215,7 @@ class Silicon:
         key = (shape.prefill_sequences, new, cached)
         found = self._prompts.get(key)
         if found is None:
-            ratio = self._sustained * PROMPT_ATTENTION_RATIO
+            ratio = self._sustained * self._prompt_attention_ratio
             found = self._prompts[key] = ratio * self._tables.prompt_attention_s(*key)
         return found
 
@@ -226,25 +230,34 @@ class Silicon:
         found = self._knots.get((sequences, knot))
         if found is None:
             context = max(1, knot * KNOT_TOKENS // (2 if self._halved else 1))
-            found = self._sustained * KV_READ_RATIO * self._tables.decode_attention_s(sequences, context)
+            found = self._sustained * self._kv_read_ratio * self._tables.decode_attention_s(sequences, context)
             self._knots[sequences, knot] = found
         return found
 
 
 @cache
-def _tables_of(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int) -> _Tables:
+def _tables_of(
+    model: ModelSpec, kernels: Kernels, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int
+) -> _Tables:
     """Read the smaller copy of the tables if there is one. Raises as `read_tables` does.
 
     The result is cached: a plan, its limits and its batcher need the same tables, which take 0.2 s to read.
     """
-    folder = smaller_tables(system, model.head_size)
-    return read_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder)
+    folder = smaller_tables(kernels, system, model.head_size)
+    return read_tables(model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder)
 
 
 def read_tables(
-    model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, *, tensor_parallel: int, folder: str | None
+    model: ModelSpec,
+    kernels: Kernels,
+    system: str,
+    gemm_mode: str,
+    kv_mode: str,
+    *,
+    tensor_parallel: int,
+    folder: str | None,
 ) -> _Tables:
-    """Read a system's tables for a model.
+    """Read a framework's tables of a system for a model.
 
     Args:
         folder: Folder of the tables; None: the library's own.
@@ -252,14 +265,16 @@ def read_tables(
     Raises:
         MissingError: The tables are not installed, or lack this format.
     """
-    engine, names = engine_of(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder)
+    engine, names = engine_of(
+        model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder
+    )
     from aiconfigurator_core.sdk import errors  # noqa: PLC0415 (an extra)
 
     try:
         return _Tables(engine, names)
     except (errors.PerfDataNotAvailableError, errors.MissingSystemFlopsError) as error:
         raise MissingError(
-            f"no measured kernels for {model.name} in {gemm_mode} with a {kv_mode} cache on {system} "
+            f"no measured {kernels} kernels for {model.name} in {gemm_mode} with a {kv_mode} cache on {system} "
             f"(head size {model.head_size})",
             hint="--step-time roofline",
         ) from error

@@ -7,7 +7,7 @@ from typing import Literal
 
 from engines.errors import MissingError
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import Factors, GpuSpec, KvFormat, ModelSpec, PlacedModel, SpeculativeDecoding, loaded
+from engines.spec import Factors, GpuSpec, Kernels, KvFormat, ModelSpec, PlacedModel, SpeculativeDecoding, loaded
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled
@@ -32,9 +32,12 @@ def step_time_of(
     Raises:
         MissingError: The measured tables are not installed, or lack this GPU or format.
     """
-    made = Roofline if choice.source == "roofline" else Silicon
-    verified = 0 if speculative is None else speculative.verified_tokens
-    source: StepTime = made(placed, step_tokens=1 + verified)
+    tokens = 1 if speculative is None else 1 + speculative.verified_tokens
+    source: StepTime
+    if choice.source == "roofline":
+        source = Roofline(placed, step_tokens=tokens)
+    else:
+        source = Silicon(placed, step_tokens=tokens, kernels=choice.kernels)
     factors = loaded(choice.factors or Factors(), choice.host)
     if choice.factors is not None or choice.host is not None:
         source = Calibrated(source, factors)
@@ -84,17 +87,17 @@ def _made_once(
     )
 
 
-def favoured_source(placed: PlacedModel) -> tuple[Literal["roofline", "silicon"], str]:
+def favoured_source(placed: PlacedModel, kernels: Kernels) -> tuple[Literal["roofline", "silicon"], str]:
     """Return the source with the lower held-out error for a GPU, and the reason."""
     gpu = placed.gpu
     if gpu.name not in SILICON_FAVOURED:
         return "roofline", f"no measured kernels, or not more accurate than data sheets on held-out rows of {gpu.name}"
     try:
-        kernels = Silicon(placed)
+        source = Silicon(placed, kernels=kernels)
     except MissingError as error:
         return "roofline", f"data sheets: {error.message}"
-    if kernels.derived:
-        return "roofline", f"data sheets: no measured kernels: {kernels.derived[0]}"
+    if source.derived:
+        return "roofline", f"data sheets: no measured kernels: {source.derived[0]}"
     return "silicon", f"measured kernels: more accurate than data sheets on held-out rows of {gpu.name}"
 
 

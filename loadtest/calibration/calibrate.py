@@ -122,6 +122,7 @@ def _document(
         kv_cache=manifest.precision.kv_cache,
         tensor_parallel=manifest.parallel.tensor,
         source=manifest.step_time.source,
+        kernels=manifest.step_time.kernels,
         engine=EngineLimits(
             max_batch_size=manifest.limits.max_batch_size,
             max_num_tokens=best.max_num_tokens,

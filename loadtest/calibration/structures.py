@@ -88,7 +88,8 @@ def fit_context_of(request: Request, structure: Structure) -> FitContext:
     """Return the fixed inputs of a fit's predictions, for a given structure."""
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
     # Without the engine profile's factors and host times: they are part of the prior.
-    bare = StepTimeChoice(source=request.manifest.step_time.source)
+    choice = request.manifest.step_time
+    bare = StepTimeChoice(source=choice.source, kernels=choice.kernels)
     source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
     prior = request.prior(structure.waves)
     return FitContext(settings, source, request.generator, structure.waves, prior, request.mixed_kv_reads)

@@ -277,8 +277,7 @@ def _with_prior(manifest: EngineManifest) -> EngineManifest:
     if choice.profile is not None or choice.calibration is not None:
         return manifest
     profile = engine_profile_named(DEFAULT_ENGINE_PROFILE)
-    factors = profile.factors_on(manifest.placed)
-    changed = StepTimeChoice(source=choice.source, profile=profile.name, factors=factors, host=profile.host)
+    changed = StepTimeChoice.expected(choice.source, profile, manifest.placed)
     return manifest.model_copy(update={"step_time": changed})
 
 

@@ -43,8 +43,7 @@ def _with_step_time(manifest: EngineManifest, flags: dict[str, Any]) -> StepTime
     choice = manifest.step_time
     if flags.get("engine_profile") is not None:
         profile = engine_profile_named(flags["engine_profile"])
-        factors = profile.factors_on(manifest.placed)
-        choice = StepTimeChoice(source=choice.source, profile=profile.name, factors=factors, host=profile.host)
+        choice = StepTimeChoice.expected(choice.source, profile, manifest.placed)
     return choice.model_copy(update={"source": flags["step_time"] or choice.source})
 
 

@@ -19,7 +19,7 @@ from engines.calibration import Calibration, LoadGenerator
 from engines.emulator import batcher_for
 from engines.errors import UserError
 from engines.files import MadeBy, Source, write_json
-from engines.manifest import EngineManifest, StepTimeChoice
+from engines.manifest import EngineManifest
 from engines.outputs import whole_folder
 from engines.spec import Factors
 from engines.steptime import NONE, Slowdown, power_model_for
@@ -145,7 +145,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) -> EngineManifest:
     """Return an engine's manifest with the parameters of a calibration."""
     factors = _with_drafting(calibration.factors, manifest.step_time.factors)
-    choice = StepTimeChoice(source=calibration.source, factors=factors, host=calibration.host, calibration=sha256)
+    choice = calibration.step_time(sha256).model_copy(update={"factors": factors})
     blocks = max(1, round(manifest.kv_cache.blocks * calibration.engine.usable_kv_ratio))
     cache = manifest.kv_cache.model_copy(update={"blocks": blocks})
     return manifest.model_copy(update={"step_time": choice, "kv_cache": cache})

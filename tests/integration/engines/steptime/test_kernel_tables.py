@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines.spec import ModelSpec, model_named
+from engines.spec import Kernels, ModelSpec, model_named
 from engines.steptime.kernel_tables import smaller_tables, write_smaller_tables
 from engines.steptime.operations import engine_of
 from engines.steptime.silicon import SYSTEMS, read_tables
@@ -18,9 +18,12 @@ pytest.importorskip("pyarrow")
 
 from aiconfigurator_core.sdk.engine import EngineHandle
 
-MEASURED = [
-    *(("a100_sxm", mode) for mode in ("bfloat16", "sq", "int8_wo", "int4_wo")),
-    *((system, mode) for system in ("h100_sxm", "h200_sxm", "l40s", "b200_sxm") for mode in ("bfloat16", "fp8_static")),
+_NEWER = ("h100_sxm", "h200_sxm", "l40s", "b200_sxm")
+MEASURED: list[tuple[Kernels, str, str]] = [
+    *(("trtllm", "a100_sxm", mode) for mode in ("bfloat16", "sq", "int8_wo", "int4_wo")),
+    *(("trtllm", system, mode) for system in _NEWER for mode in ("bfloat16", "fp8_static")),
+    ("vllm", "a100_sxm", "bfloat16"),
+    *(("vllm", system, mode) for system in _NEWER for mode in ("bfloat16", "fp8")),
 ]
 
 
@@ -33,15 +36,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
-@pytest.mark.parametrize(("system", "gemm_mode"), MEASURED)
-def test_smaller_tables_give_the_same_times(folder: Path, system: str, gemm_mode: str, tensor_parallel: int) -> None:
+@pytest.mark.parametrize(("kernels", "system", "gemm_mode"), MEASURED)
+def test_smaller_tables_give_the_same_times(
+    folder: Path, kernels: Kernels, system: str, gemm_mode: str, tensor_parallel: int
+) -> None:
     """Products, logits and attention take the same time from both, for small, odd and large shapes."""
     model = model_named("deepseek-r1-0528-qwen3-8b")
     kv_mode = "bfloat16" if system == "a100_sxm" else "fp8"
-    smaller = smaller_tables(system, model.head_size, folder)
-    assert smaller == str(folder)
-    own = read_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=None)
-    copy = read_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=smaller)
+    smaller = smaller_tables(kernels, system, model.head_size, folder)
+    assert smaller == str(folder / kernels)
+    own = read_tables(model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=None)
+    copy = read_tables(model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=smaller)
     for count in (1, 7, 64, 333, 2048, 8192):
         assert copy.linear_s(count) == own.linear_s(count)
         assert copy.logits_s(count) == own.logits_s(count)
@@ -53,17 +58,17 @@ def test_smaller_tables_give_the_same_times(folder: Path, system: str, gemm_mode
 
 @pytest.mark.parametrize("name", ["deepseek-r1-0528-qwen3-8b", "qwen2.5-7b"])
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
-@pytest.mark.parametrize(("system", "gemm_mode"), [*MEASURED, ("b200_sxm", "nvfp4")])
+@pytest.mark.parametrize(("kernels", "system", "gemm_mode"), [*MEASURED, ("trtllm", "b200_sxm", "nvfp4")])
 def test_the_list_of_operations_costs_what_the_library_s_own_does(
-    tmp_path: Path, system: str, gemm_mode: str, tensor_parallel: int, name: str
+    tmp_path: Path, kernels: Kernels, system: str, gemm_mode: str, tensor_parallel: int, name: str
 ) -> None:
     """Each operation of the library's Llama takes the same time, to the last digit; those without work are left out."""
     model = model_named(name)
     kv_mode = "bfloat16" if system == "a100_sxm" else "fp8"
     (tmp_path / "config.json").write_text(json.dumps(_config_of(model)), encoding="utf-8")
     modes = {"gemm_quant_mode": gemm_mode, "kvcache_quant_mode": kv_mode}
-    library = EngineHandle.compile(str(tmp_path), system, "trtllm", tp_size=tensor_parallel, **modes)
-    engine, names = engine_of(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=None)
+    library = EngineHandle.compile(str(tmp_path), system, kernels, tp_size=tensor_parallel, **modes)
+    engine, names = engine_of(model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=None)
     every = list(range(len(names)))
     for count in (1, 7, 64, 333, 2048, 8192):
         shape = {"batch_size": count // 512 + 1, "s": count, "prefix": 128, "x": count}
@@ -98,12 +103,12 @@ def _config_of(model: ModelSpec) -> dict[str, Any]:
 
 def test_tables_of_another_release_are_not_used(folder: Path) -> None:
     """A copy made of another release or of a library that has gone, for another head size or system is passed over."""
-    assert smaller_tables("h100_sxm", 64, folder) is None
-    assert smaller_tables("no_such_system", 128, folder) is None
+    assert smaller_tables("vllm", "h100_sxm", 64, folder) is None
+    assert smaller_tables("vllm", "no_such_system", 128, folder) is None
     stamp = folder / "made-of.json"
     made_of = json.loads(stamp.read_text(encoding="utf-8"))
     for other in ({"at": "/none"}, {"at": None}, {"aiconfigurator-core": "0.0.0"}):
         stamp.write_text(json.dumps(made_of | other), encoding="utf-8")
-        assert smaller_tables("h100_sxm", 128, folder) is None
+        assert smaller_tables("vllm", "h100_sxm", 128, folder) is None
     stamp.write_text(json.dumps(made_of), encoding="utf-8")
-    assert smaller_tables("h100_sxm", 128, folder) == str(folder)
+    assert smaller_tables("vllm", "h100_sxm", 128, folder) == str(folder / "vllm")

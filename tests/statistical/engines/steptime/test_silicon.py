@@ -6,8 +6,10 @@ import pytest
 
 from engines.errors import MissingError
 from engines.files import Document, MadeBy
+from engines.manifest import StepTimeChoice
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from engines.spec.engine_profile import engine_profile_named
 from engines.spec.gpu import gpu_named
 from engines.spec.model import model_named
 from engines.spec.placed_model import PlacedModel
@@ -18,6 +20,7 @@ pytest.importorskip("aiconfigurator_core", reason="aiconfigurator-core is not in
 
 from engines.steptime.roofline import Roofline
 from engines.steptime.silicon import KNOT_TOKENS, SYSTEMS, Silicon
+from engines.steptime.source import favoured_source, step_time_of
 
 MODEL = model_named("mistral-7b")
 QWEN = model_named("qwen3-8b")
@@ -97,6 +100,29 @@ def test_formats_without_tables_are_derived_and_said() -> None:
     assert cache.cost(decode(64, 2048)).kv_read_s == pytest.approx(halved)
 
 
+def test_kernels_are_those_of_the_framework_that_runs_them() -> None:
+    """Those of vLLM differ by little in BF16; its FP8 scales the activations of each token, which takes time."""
+    for precision, least, most in (("bf16", 0.95, 1.05), ("fp8", 1.1, 1.4)):
+        placed = PlacedModel(MODEL, H100, precision, "16bit")
+        theirs = Silicon(placed, kernels="vllm").seconds(prompt(8192))
+        assert least < theirs / Silicon(placed).seconds(prompt(8192)) < most
+    with pytest.raises(MissingError, match="no measured vllm kernels"):
+        Silicon(PlacedModel(MODEL, A100, "int8_sq", "16bit"), kernels="vllm")
+
+
+def test_an_engine_runs_the_kernels_of_its_profile() -> None:
+    """The choice of a profile's source looks its kernels up, and a plan of an unknown format says why it does not."""
+    placed = PlacedModel(MODEL, H100, "bf16", "16bit")
+    profile = engine_profile_named("vllm")
+    choice = StepTimeChoice.expected("silicon", profile, placed)
+    assert (choice.kernels, choice.profile) == ("vllm", "vllm-v1-async")
+    alone = step_time_of(choice.model_copy(update={"factors": None, "host": None}), placed)
+    assert alone.seconds(prompt(512)) == Silicon(placed, kernels="vllm").seconds(prompt(512))
+    source, why = favoured_source(PlacedModel(MODEL, A100, "int8_sq", "16bit"), "vllm")
+    assert source == "roofline"
+    assert "no measured vllm kernels" in why
+
+
 def test_what_has_no_table_is_refused() -> None:
     """A GPU or format nobody measured is named, and the roofline offered."""
     with pytest.raises(MissingError, match="no measured step times for h100-nvl-94gb"):
@@ -105,7 +131,7 @@ def test_what_has_no_table_is_refused() -> None:
         Silicon(PlacedModel(MODEL, H100, "w4a8_awq", "fp8"))
     with pytest.raises(MissingError, match="no measured step times for fp8 on a100"):
         Silicon(PlacedModel(MODEL, A100, "fp8", "16bit"))
-    with pytest.raises(MissingError, match=r"no measured kernels for gpt-j-6b .*head size 256"):
+    with pytest.raises(MissingError, match=r"no measured trtllm kernels for gpt-j-6b .*head size 256"):
         Silicon(PlacedModel(model_named("gpt-j-6b"), A100, "fp16", "16bit"))
 
 

@@ -119,9 +119,11 @@ def test_slopes_are_those_of_the_figures(request_of_truth: Request) -> None:
 
 
 def test_a_prediction_carries_intervals(request_of_truth: Request, manifest: EngineManifest) -> None:
-    """A calibrated prediction says between what its means lie, and the truth lies there."""
-    few = Request(manifest, request_of_truth.points[:8], QUICK, max_num_tokens=16384)
+    """A calibrated prediction says between what its means lie, and the truth lies there; it keeps the kernels."""
+    theirs = manifest.model_copy(update={"step_time": StepTimeChoice(source="roofline", kernels="vllm")})
+    few = Request(theirs, request_of_truth.points[:8], QUICK, max_num_tokens=16384)
     known = calibrate(few, head=HEAD, progress=lambda _: None)
+    assert calibrated(manifest, known, "0" * 64).step_time.kernels == "vllm"
     point = request_of_truth.points[-2]
     scenario = like(Scenario(concurrency=(point.concurrency,), lengths=Lengths(isl=point.isl, osl=point.osl)), QUICK)
     found = predict(scenario, calibrated(manifest, known, "0" * 64), made_by=HEAD.made_by, made_from=[])

@@ -60,7 +60,7 @@ def test_an_unknown_command_is_a_usage_error(typed: str, hint: str, capsys: pyte
         (["build-engine", "--precision"], "fp8,bf", {"fp8,bf16"}),
         (["build-engine", "--gpu"], "h200", {"h200-sxm-141gb"}),
         (["build-engine", "--recipe"], "l", {"latency"}),
-        (["predict-load", "--engine-profile"], "vllm", {"vllm-v1"}),
+        (["predict-load", "--engine-profile"], "vllm-v1-", {"vllm-v1-async"}),
     ],
 )
 def test_the_shell_completes_commands_flags_and_values(typed: list[str], word: str, found: set[str]) -> None:
