@@ -234,19 +234,26 @@ def _replayed(demand: Demand, folder: Path, spec: SampleSpec, rng: np.random.Gen
     largest = trace.max_tokens or demand.max_tokens_for(max(each.osl for each in requests))
     ratio = spec.rate_per_s / inside
     jitter_s = JITTER_S if ratio > 1 else 0.0
+    ends_s = (requests[0].at_s - begin_s, requests[-1].at_s - begin_s)
     found: list[SimRequest] = []
     for each in requests:
         at_s = each.at_s - begin_s
         if not -jitter_s <= at_s < upto_s + jitter_s:
             continue
         for copy in range(math.floor(ratio) + (rng.random() < ratio % 1)):
-            moved_s = at_s + (rng.uniform(-jitter_s, jitter_s) if copy else 0.0)
+            moved_s = _folded(at_s + rng.uniform(-jitter_s, jitter_s), *ends_s) if copy else at_s
             if 0 <= moved_s < upto_s:
                 hashes = _block_hashes(each.prefix_hashes, spec.tokens_per_block)
                 own = tuple(content + (copy << 80) for content in hashes) if copy else hashes
                 limit = each.max_tokens or largest
                 found.append(SimRequest(moved_s, each.isl, min(each.osl, limit), "", own, limit))
     return TrafficSample(tuple(sorted(found, key=lambda each: each.at_s)), lead_s, lead_s + measure_s)
+
+
+def _folded(at_s: float, first_s: float, last_s: float) -> float:
+    """Return a time reflected at both ends of a trace, so that copies are as dense there as within it."""
+    since_s = (at_s - first_s) % (2 * (last_s - first_s))
+    return first_s + min(since_s, 2 * (last_s - first_s) - since_s)
 
 
 def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int | None) -> tuple[int, ...]:

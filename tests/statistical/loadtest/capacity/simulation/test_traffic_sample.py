@@ -94,3 +94,22 @@ def test_what_is_measured_of_a_short_trace_has_its_rate(tmp_path: Path, rate_per
     sent = sum(one.measure_s <= each.at_s < one.end_s for one in found for each in one.requests)
     assert sent / sum(one.end_s - one.measure_s for one in found) == pytest.approx(rate_per_s, rel=0.05)
     assert all(one.requests[0].at_s < one.measure_s for one in found)
+
+
+@pytest.mark.parametrize("length_s", [30.0, 85.0, 600.0, 1800.0])
+@pytest.mark.parametrize("growth", [2.0, 3.1])
+def test_a_trace_grows_to_the_rate_asked(tmp_path: Path, growth: float, length_s: float) -> None:
+    """Copies near an end of the trace stay within it, as evenly spread as what they are copies of."""
+    asked = traced(tmp_path, begin_s=0.0, length_s=length_s)
+    spec = SampleSpec(2.0 * growth, 600.0, 10.0, 10.0, windows=8)
+    found = [window_of(asked, tmp_path, replace(spec, window=number)) for number in range(8)]
+    places = [
+        (each.at_s - one.measure_s) / (one.end_s - one.measure_s)
+        for one in found
+        for each in one.requests
+        if one.measure_s <= each.at_s < one.end_s
+    ]
+    chance = 3 / np.sqrt(len(places))
+    assert len(places) / sum(one.end_s - one.measure_s for one in found) == pytest.approx(2.0 * growth, rel=chance)
+    tenths = np.histogram(places, bins=10, range=(0.0, 1.0))[0] / len(places)
+    assert tenths == pytest.approx(0.1, rel=chance * np.sqrt(10))
