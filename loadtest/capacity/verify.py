@@ -12,7 +12,7 @@ from loadtest.capacity.inputs import Described
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import RateProbe
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_in
-from loadtest.results import REQUESTS_NAME, RUN_NAME, Kind, read_records, read_run, read_samples
+from loadtest.results import REQUESTS_NAME, RUN_NAME, Ints, Kind, columns_of, read_records, read_run, read_samples
 
 LOAD_RATIO = 0.95  # minimum offered load of a conclusive run, relative to the planned load
 
@@ -75,10 +75,12 @@ def verify(plan_path: Path, run: Path, *, made_by: MadeBy) -> Verification:
             f"{run}: the run is predicted, and a prediction cannot verify a plan",
             hint="run-load with the plan's verify.yaml",
         )
-    summary = summarize(manifest, read_records(run), read_samples(run), objectives=plan.demand.objectives)
+    records = columns_of(read_records(run))
+    summary = summarize(manifest, records, read_samples(run), objectives=plan.demand.objectives)
     level = _level(summary, plan.operating_per_s, run)
+    replies = records.output_tokens[records.measured & records.good & (records.level == summary.levels.index(level))]
     missed = tuple(each.objective for each in verdicts_in(plan.demand.scopes, level) if not each.met)
-    validity_issues = (*(issue.text for issue in summary.validity_issues), *_other_replies(plan, level))
+    validity_issues = (*(issue.text for issue in summary.validity_issues), *_other_replies(plan, replies))
     return Verification(
         made_by=made_by,
         made_from=[source_of(path) for path in (plan_path, run / RUN_NAME, run / REQUESTS_NAME)],
@@ -113,11 +115,15 @@ def _level(summary: Summary, planned_per_s: float, run: Path) -> LevelSummary:
     return min(enough, key=offered_per_s)
 
 
-def _other_replies(plan: CapacityPlan, level: LevelSummary) -> list[str]:
-    """Return an issue if replies were shorter or longer than a described traffic's; a trace's window may differ."""
-    if not (isinstance(plan.demand.traffic, Described) and level.output_tokens_per_s and level.requests_per_s):
+def _other_replies(plan: CapacityPlan, replies: Ints) -> list[str]:
+    """Return an issue if replies were shorter or longer than a described traffic's; a trace's window may differ.
+
+    Args:
+        replies: Tokens of each. A rate of tokens by one of requests is less while a queue grows.
+    """
+    if not isinstance(plan.demand.traffic, Described) or not len(replies):
         return []
-    planned, found = plan.traffic.mean_osl, level.output_tokens_per_s / level.requests_per_s
+    planned, found = plan.traffic.mean_osl, float(replies.mean())
     if abs(found / planned - 1) <= ALIKE_RATIO:
         return []
     return [

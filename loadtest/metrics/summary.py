@@ -241,7 +241,11 @@ class LevelSummary(Strict):
         float | None, Field(description="Output tokens per second in the window, failed requests included.")
     ]
     requests_per_s: Annotated[
-        float | None, Field(description="Requests per second in the window, each weighted by its share of time inside.")
+        float | None,
+        Field(
+            description="Requests per second in the window, each weighted by its share of time inside. While a queue "
+            "grows, this is more than were completed and less than were sent; `output_tokens_per_s` is what was served."
+        ),
     ]
     batch_size: Annotated[
         BatchSpread | None, Field(description="Decoding sequences, counted by the server; null if it reports none.")
