@@ -359,15 +359,21 @@ static void unlink_due(Thread *self, Receiver *receiver)
     receiver->is_due = false;
 }
 
-/* Looks at every receiver that is due; what one's wake raises leaves the others due. */
+/* Looks at every receiver that is due now; what one's wake raises leaves the others due. Those that become due meanwhile
+ * wait for the next call: a flood on one connection must not keep the loop from its timers. */
 static PyObject *look_at_due(PyObject *object, PyObject *Py_UNUSED(arguments), PyObject *Py_UNUSED(named))
 {
     Thread *self = (Thread *)object;
     eventfd_t events;
     eventfd_read(self->due, &events);
-    for (;;) {
+    pthread_mutex_lock(&lock);
+    int left = 0;
+    for (Receiver *each = self->first; each; each = each->next) left++;
+    pthread_mutex_unlock(&lock);
+    for (;; left--) {
         pthread_mutex_lock(&lock);
-        Receiver *receiver = self->first;
+        Receiver *receiver = left > 0 ? self->first : NULL;
+        if (left <= 0 && self->first) eventfd_write(self->due, 1);
         if (receiver) {
             unlink_due(self, receiver);
             Py_INCREF(receiver);

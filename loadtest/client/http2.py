@@ -44,7 +44,8 @@ DEFAULT_WINDOW = 65_535
 WIDEST_WINDOW = 2**31 - 1
 REFILL_BYTES = 1 << 28  # the connection's window is reopened after this many bytes
 MESSAGE_LIMIT_BYTES = 1 << 22  # gRPC's own default for what a client receives
-OWN_FRAME_LIMIT = 16_384  # the protocol's default; the server may not send longer frames
+OWN_FRAME_LIMIT = 16_384  # the protocol's default; the server may not send longer frames, nor ask for shorter ones
+ANSWERS_LIMIT_BYTES = 1 << 17  # of a call's pings and settings: some 7,000, of which a server need not read the answers
 LAST_STREAM = 2**31 - 3
 MESSAGE_HEAD_BYTES = 5
 STATUS_NAMES = (
@@ -89,7 +90,7 @@ class GrpcSession(Session):
         self._connection_window = DEFAULT_WINDOW
         self._rest = b""
         self._payloads = PieceStore()
-        self._used_bytes = 0
+        self._used_bytes = self._head_bytes = self._answer_bytes = 0
         self._block: bytes | None = None
         self.outgoing = b""
         self.ended = self.reusable = True
@@ -113,6 +114,7 @@ class GrpcSession(Session):
         self._message = b""
         self._trailers: dict[str, str] = {}
         self._status = ""
+        self._head_bytes = self._answer_bytes = 0
         self.ended, self.reusable = False, self._stream < LAST_STREAM
         self._window = self._first_window
         self._unsent = memoryview(struct.pack(">BI", 0, len(payload)) + payload)
@@ -210,7 +212,7 @@ class GrpcSession(Session):
         if code is None or code == "0":
             if self._status not in {"", "200"}:
                 raise ProtocolError(f"HTTP status {self._status}", rejected=self._status in {"429", "503"})
-            raise CutError("the stream ended without a gRPC status")
+            raise CutError("the stream ended " + ("within a message" if code else "without a gRPC status"))
         name = STATUS_OF_CODE.get(code, f"status {code[:20]}")
         raise ProtocolError(f"{name}: {text}", rejected=name == "RESOURCE_EXHAUSTED")
 
@@ -219,7 +221,7 @@ class GrpcSession(Session):
         if self._used_bytes > REFILL_BYTES:
             self.outgoing += frame(WINDOW_UPDATE, 0, 0, _WORD.pack(self._used_bytes))
             self._used_bytes = 0
-        if stream != self._stream:
+        if stream != self._stream or self.ended:
             return
         if flags & PADDED:
             payload = _unpadded(payload)
@@ -232,13 +234,20 @@ class GrpcSession(Session):
             payload = _unpadded(payload)
         if flags & PRIORITY:
             payload = payload[5:]
-        self._block, self._block_flags = payload, flags
-        self._end_block(flags, stream)
+        self._block, self._block_flags = b"", flags
+        self._add_to_block(flags, stream, payload)
 
     def _on_continuation(self, flags: int, stream: int, payload: bytes) -> None:
-        if self._block is None or len(self._block) > HEAD_LIMIT_BYTES:
+        if self._block is None:
             raise ProtocolError("an unexpected HTTP/2 CONTINUATION frame")
-        self._block += payload
+        self._add_to_block(flags, stream, payload)
+
+    def _add_to_block(self, flags: int, stream: int, payload: bytes) -> None:
+        """Add a part of a block of headers; all those of a call, with empty frames, have one limit."""
+        self._head_bytes += FRAME_HEAD_BYTES + len(payload)
+        if self._head_bytes > HEAD_LIMIT_BYTES:
+            raise ProtocolError(f"HTTP/2 headers of more than {HEAD_LIMIT_BYTES} bytes")
+        self._block = (self._block or b"") + payload
         self._end_block(flags, stream)
 
     def _end_block(self, flags: int, stream: int) -> None:
@@ -273,8 +282,10 @@ class GrpcSession(Session):
                 self._window += value - self._first_window
                 self._first_window = value
             elif name == MAX_FRAME_SIZE:
+                if value < OWN_FRAME_LIMIT:
+                    raise ProtocolError(f"an HTTP/2 frame size of {value}, below {OWN_FRAME_LIMIT}")
                 self._frame_limit = value
-        self.outgoing += frame(SETTINGS, ACK, 0)
+        self._answer(frame(SETTINGS, ACK, 0))
         self._send_more()
 
     def _on_push(self, _flags: int, _stream: int, _payload: bytes) -> None:
@@ -282,7 +293,13 @@ class GrpcSession(Session):
 
     def _on_ping(self, flags: int, _stream: int, payload: bytes) -> None:
         if not flags & ACK:
-            self.outgoing += frame(PING, ACK, 0, payload)
+            self._answer(frame(PING, ACK, 0, payload))
+
+    def _answer(self, answer: bytes) -> None:
+        self._answer_bytes += len(answer)
+        if self._answer_bytes > ANSWERS_LIMIT_BYTES:
+            raise ProtocolError("a flood of HTTP/2 pings or settings")
+        self.outgoing += answer
 
     def _on_goaway(self, _flags: int, _stream: int, payload: bytes) -> None:
         self.reusable = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -21,11 +22,13 @@ from loadtest.client.endpoint import Endpoint
 from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.client.http2 import (
     ACK,
+    CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
     HEADERS,
+    MAX_FRAME_SIZE,
     PADDED,
     PING,
     PREFACE,
@@ -148,12 +151,35 @@ def test_a_status_is_an_error_in_the_servers_words(status: str, message: str, te
         (frame(DATA, END_STREAM, 1, _message(b"one")), "without a gRPC status"),
         (frame(5, 0, 1, b"push"), "push"),
         (frame(DATA, END_STREAM, 1, struct.pack(">BI", 0, 1 << 31)), "a gRPC message of 2147483648 bytes"),
+        (
+            frame(DATA, 0, 1, _message(b"one")[:6]) + _headers(hpack.Encoder(), [("grpc-status", "0")], last=True),
+            "the stream ended within a message",
+        ),
+        (frame(SETTINGS, 0, 0, struct.pack(">HI", MAX_FRAME_SIZE, 1)), "an HTTP/2 frame size of 1, below 16384"),
+        (_headers(hpack.Encoder(), [(":status", "100"), ("a", "b" * 1000)]) * 100, "headers of more than 65536 bytes"),
+        (frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1) * 10_000, "headers of more than 65536 bytes"),
+        (frame(PING, 0, 0, b"12345678") * 10_000, "a flood of HTTP/2 pings or settings"),
+        (frame(SETTINGS, 0, 0) * 20_000, "a flood of HTTP/2 pings or settings"),
     ],
 )
 def test_a_broken_call_is_one_clear_error(data: bytes, text: str) -> None:
     """Resets, a server going away, other protocols and broken frames each say what they are."""
     with pytest.raises(ProtocolError, match=text):
         Heard().session.take(Pieces.of(data, 0.0))
+
+
+def test_data_after_the_end_of_a_call_is_not_kept() -> None:
+    """A server that goes on sending on an idle connection costs no memory, and the next call is not disturbed."""
+    heard, encoder = Heard(), hpack.Encoder()
+    heard.session.take(Pieces.of(_reply(1, encoder), 0.0))
+    tracemalloc.start()
+    for _ in range(100):
+        heard.session.take(Pieces.of(frame(DATA, 0, 1, b"x" * 16_000), 0.0))
+    assert tracemalloc.get_traced_memory()[0] < 100_000
+    tracemalloc.stop()
+    heard.session.begin(b"again", heard.take)
+    assert heard.session.take(Pieces.of(_reply(3, encoder), 0.0))
+    assert heard.messages == [b"one", b"two", b"thr"] * 2
 
 
 def test_a_server_going_away_lets_the_call_end() -> None:

@@ -448,6 +448,28 @@ def test_a_receiver_that_was_discarded_receives_no_more(pairs: list[tuple[socket
 
 
 @needs_thread
+def test_a_flood_on_one_connection_leaves_the_loop_its_turn(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """A receiver that is due again before its look has ended waits for the next call, and is not forgotten."""
+    (here, there), *_ = pairs
+    looks: list[int] = []
+
+    def look_while_more_comes() -> None:
+        looks.append(len(receiver.drain()[0]))
+        if len(looks) < 3:
+            there.sendall(b"x")
+            assert select.select([thread], [], [], 5)[0]
+
+    thread, receiver = ReceivingThread(), Receiver(here, look_while_more_comes)
+    thread.add(receiver)
+    there.sendall(b"x")
+    for count in range(1, 4):
+        assert select.select([thread], [], [], 5)[0]
+        thread()
+        assert looks == [1] * count
+    assert not select.select([thread], [], [], 0)[0]
+
+
+@needs_thread
 def test_what_waking_one_raises_leaves_the_others_due(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     """The error is raised, and the rest is still told of."""
     looked: list[int] = []
