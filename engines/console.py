@@ -143,8 +143,11 @@ class Command(click.Command):
         SIGINT and SIGTERM raise an exception, so that everything the command started is stopped on the way out.
         """
         kwargs["standalone_mode"] = False
-        with _unwinding_signals() as seen:
-            self._main(seen, *args, **kwargs)
+        try:
+            with _unwinding_signals() as seen:
+                self._main(seen, *args, **kwargs)
+        except KeyboardInterrupt as error:  # while the handlers were installed or removed
+            self._end_interrupted(error)
 
     def _main(self, seen: list[int], *args: Any, **kwargs: Any) -> NoReturn:
         try:
@@ -159,8 +162,7 @@ class Command(click.Command):
             fail(self.name or "command", error.format_message(), None)
             sys.exit(1)
         except (_InterruptedError, KeyboardInterrupt, click.Abort) as error:
-            fail(self.name or "command", str(error) or "interrupted", None)
-            sys.exit(INTERRUPTED)
+            self._end_interrupted(error)
         except OSError as error:
             fail(self.name or "command", os_error_text(error), _hint_of(error))
             sys.exit(INTERRUPTED if seen else 1)
@@ -174,6 +176,10 @@ class Command(click.Command):
             fail(self.name or "command", "interrupted", None)
             sys.exit(INTERRUPTED)
         sys.exit(0)
+
+    def _end_interrupted(self, error: BaseException) -> NoReturn:
+        fail(self.name or "command", str(error) or "interrupted", None)
+        sys.exit(INTERRUPTED)
 
 
 def given_flags() -> set[str]:

@@ -12,14 +12,26 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from engines.errors import CommandError, UserError
-from engines.files import CONTENTS_NAME, Document, MadeBy, kind_made_by, kind_of_folder, read_json, write_json
+from engines.files import (
+    CONTENTS_NAME,
+    Document,
+    MadeBy,
+    kind_made_by,
+    kind_of_folder,
+    read_json,
+    remove_parts,
+    write_json,
+    written_as,
+)
 from engines.processes import started_ticks
+from engines.signals import interrupts_deferred
 
+LOCKS = ".*.lock"  # pattern of the locks of folders that are written within another, as killed writers leave them
 _NAMES_SHOWN = 3
 _OTHER_OUT = "choose another --out"
 _JUNIT_MARK, _JUNIT_HEAD_BYTES = b'<testsuites name="report-load ', 200
@@ -32,18 +44,23 @@ class FolderContents(Document):
         files: Their paths, relative to the folder.
         later: Patterns of files that are written later, such as a server's log.
         main: The file without which, or with which empty, the folder is useless, such as a run's records.
+        last: The file that completes the folder; without it, the folder does not replace an earlier one.
     """
 
     files: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
     main: str | None = None
+    last: str | None = None
 
     def accounts_for(self, name: str) -> bool:
         """Whether a file was written by the tool; Python's bytecode caches are ignored."""
         path = PurePosixPath(name)
+        if written_as(path.name) != path.name:  # its writer was killed
+            return self.accounts_for(path.with_name(written_as(path.name)).as_posix())
         if name == CONTENTS_NAME or (path.parent.name == "__pycache__" and path.suffix == ".pyc"):
             return True
-        return name in self.files or any(_matches(path, pattern) for pattern in self.later)
+        is_folder = name.endswith("/")
+        return name in self.files or any(_matches(path, pattern, is_folder=is_folder) for pattern in self.later)
 
 
 def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = (), command: str | None = None) -> None:
@@ -64,7 +81,7 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = (),
     _refuse_place(target, inputs)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; expected a folder", hint=_OTHER_OUT)
-    if not target.exists() or not any(target.iterdir()):
+    if not target.exists() or not any(target.iterdir()) or _is_begun(target):
         return
     if not force and not _holds_no_result(target):
         raise UserError(f"{target} already exists", hint="choose another --out, or add --force to replace it")
@@ -96,6 +113,7 @@ def refuse_existing_file(
     if target.is_dir():
         raise UserError(f"{target} is a folder; expected a file", hint="name a file in it with --out")
     _refuse_part(target)
+    remove_parts(target)
     if not target.exists():
         return
     if not force:
@@ -159,11 +177,12 @@ def whole_folder(
     with folder_lock(target):
         _recover(target)
         refuse_existing(target, force=force, inputs=inputs, command=made_by.command)
+        _remove_own(_old(target))
         beside = target.with_name(f".{target.name}.part")
         _remove_own(beside)
-        beside.mkdir(parents=True)
         contents = FolderContents(made_by=made_by, later=(*later, *users))
         try:
+            beside.mkdir(parents=True)
             write_json(beside / CONTENTS_NAME, contents)
             yield beside
             write_json(beside / CONTENTS_NAME, contents.model_copy(update={"files": tuple(_written_in(beside))}))
@@ -172,11 +191,14 @@ def whole_folder(
             for name in users:
                 if (target / name).is_file():
                     shutil.copy2(target / name, beside / name, follow_symlinks=False)
-            _move_aside(target)
-            beside.rename(target)
-            _remove_own(_old(target))
+            with interrupts_deferred():
+                _move_aside(target)
+                beside.rename(target)
+                _remove_own(_old(target))
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            with interrupts_deferred():
+                _remove(beside)
+                _recover(target)
 
 
 @contextmanager
@@ -186,6 +208,7 @@ def folder_in_place(
     made_by: MadeBy,
     files: Sequence[str],
     main: str | None = None,
+    last: str | None = None,
     force: bool = False,
     inputs: Collection[Path] = (),
 ) -> Iterator[Path]:
@@ -197,6 +220,7 @@ def folder_in_place(
     Args:
         files: Patterns of the files that will be written.
         main: The file without which, or with which empty, the new folder is useless; None: any file suffices.
+        last: The file that completes the new folder: without it, the replaced one is restored too.
 
     Raises:
         UserError: `refuse_existing` refuses the target, or another process is writing it.
@@ -204,16 +228,20 @@ def folder_in_place(
     with folder_lock(target):
         _recover(target)
         refuse_existing(target, force=force, inputs=inputs, command=made_by.command)
-        _move_aside(target)
-        target.mkdir(parents=True)
-        write_json(target / CONTENTS_NAME, FolderContents(made_by=made_by, later=tuple(files), main=main))
+        _remove_own(_old(target))
+        contents = FolderContents(made_by=made_by, later=tuple(files), main=main, last=last)
         try:
+            with interrupts_deferred():
+                _move_aside(target)
+                target.mkdir(parents=True)
+                write_json(target / CONTENTS_NAME, contents)
             yield target
         finally:
-            if _is_without_result(target, main):
-                shutil.rmtree(target)
+            with interrupts_deferred():
+                if target.is_dir() and _is_without_result(target, main):
+                    _remove(target)
                 _recover(target)
-            _remove_own(_old(target))
+                _remove_own(_old(target))
 
 
 def add_contents(folder: Path, part: Path) -> None:
@@ -237,24 +265,38 @@ def folder_lock(target: Path) -> Iterator[None]:
         raise UserError(f"{target}: the path has no folder name", hint="give the full path of the folder")
     _make_parent(target)
     lock_path = _lock_path(target)
+    lock: IO[str] | None = None
+    try:
+        with interrupts_deferred():
+            lock = _taken_lock(target, lock_path)
+        yield
+    finally:
+        if lock is not None:
+            with interrupts_deferred():
+                lock_path.unlink(missing_ok=True)
+                lock.close()
+
+
+def _taken_lock(target: Path, lock_path: Path) -> IO[str]:
+    """Return the file whose lock this process now holds."""
     refusal = UserError(
         f"{target}: another command is writing this folder", hint="wait for it, or choose another --out"
     )
     try:
-        opened = lock_path.open("w")
+        lock = lock_path.open("w")
     except OSError as error:
         raise UserError(f"{target}: cannot be created: {error.strerror}", hint=_OTHER_OUT) from error
-    with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise refusal from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # If its previous holder removed the locked file, a process that locks a new one comes first.
         if not (lock_path.exists() and lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino):
-            raise refusal  # its previous holder removed the locked file; a process that locks a new one comes first
-        try:
-            yield
-        finally:
-            lock_path.unlink(missing_ok=True)
+            raise refusal
+    except BaseException as error:
+        lock.close()
+        if isinstance(error, BlockingIOError):
+            raise refusal from error
+        raise
+    return lock
 
 
 def is_being_written(folder: Path) -> bool:
@@ -335,11 +377,29 @@ def _holds_no_result(target: Path) -> bool:
     return _foreign(target) is None and _is_without_result(target, contents.main)
 
 
+def _is_less_than_the_old(target: Path) -> bool:
+    """Whether a folder that was written in place has no result, or is not complete, and may be removed."""
+    if _holds_no_result(target) or not any(target.iterdir()):
+        return True
+    try:
+        contents = read_json(target / CONTENTS_NAME, FolderContents)
+    except CommandError:
+        return False
+    is_open = contents.last is not None and not (target / contents.last).is_file()
+    return is_open and _foreign(target) is None
+
+
 def _is_without_result(folder: Path, main: str | None) -> bool:
     """Whether a folder lacks its main file, or has it empty; without a main file, whether it has no file of its own."""
     if main is None:
-        return [path.name for path in folder.iterdir()] == [CONTENTS_NAME]
+        return all(written_as(path.name) == CONTENTS_NAME for path in folder.iterdir())
     return not ((folder / main).is_file() and (folder / main).stat().st_size)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder has nothing but the list of its files, which a writer that was killed had not yet written."""
+    names = [path.name for path in folder.iterdir()]
+    return bool(names) and all(name != CONTENTS_NAME and written_as(name) == CONTENTS_NAME for name in names)
 
 
 def _foreign(target: Path) -> UserError | None:
@@ -385,9 +445,15 @@ def _written_in(folder: Path) -> list[str]:
     return [name for name in _files_in(folder) if name != CONTENTS_NAME]
 
 
-def _matches(path: PurePosixPath, pattern: str) -> bool:
-    """Whether a path matches a pattern component by component: `*` does not match a slash."""
+def _matches(path: PurePosixPath, pattern: str, *, is_folder: bool) -> bool:
+    """Whether a path matches a pattern component by component: `*` does not match a slash.
+
+    Args:
+        is_folder: Whether the path is an empty folder, which matches the folder part of a pattern.
+    """
     parts = pattern.split("/")
+    if is_folder:
+        parts = parts[:-1][: len(path.parts)]
     return len(parts) == len(path.parts) and all(map(fnmatch.fnmatchcase, path.parts, parts))
 
 
@@ -423,14 +489,16 @@ def _old(target: Path) -> Path:
 
 
 def _recover(target: Path) -> None:
-    """Restore the old folder if a writer was killed after moving it aside."""
-    if _old(target).exists() and not target.exists():
+    """Restore the old folder if the new one, which a writer began in its place, is missing, useless or incomplete."""
+    has_old = _old(target).exists()
+    if target.is_dir() and (_is_begun(target) or (has_old and _is_less_than_the_old(target))):
+        _remove(target)
+    if has_old and not target.exists():
         _old(target).rename(target)
 
 
 def _move_aside(target: Path) -> None:
     """Rename the existing target; it is removed once the new folder is complete."""
-    _remove_own(_old(target))
     if target.exists():
         target.rename(_old(target))
 
@@ -443,6 +511,18 @@ def _remove_own(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    if any(folder.iterdir()) and not (folder / CONTENTS_NAME).is_file():
+    if any(folder.iterdir()) and not (folder / CONTENTS_NAME).is_file() and not _is_begun(folder):
         raise UserError(f"{folder} is in the way and was not written by this tool", hint="move it away")
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its list of files last: if it is not removed to the end, it is still known as this tool's."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != CONTENTS_NAME:
+            with suppress(OSError):
+                path.unlink()
+    if folder.is_dir() and [path.name for path in folder.iterdir()] in ([], [CONTENTS_NAME]):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Start of every console script: a signal during the import of modules ends the command with one line.
 
 A script names `PACKAGE.cli.start:COMMAND`; loading it imports only this module, and then the command is looked up.
+Ctrl-C before that is Python's traceback, so this module imports little.
 """
 
 from __future__ import annotations
@@ -11,13 +12,34 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from typing import Any
+
+TYPE_CHECKING = False  # typing's, whose import takes longer than that of all others here
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 INTERRUPTED = 130
 # Objects allocated between two searches for garbage: modules and what a prediction keeps are some 130,000, in which a
 # search takes 0.02 s and finds nothing. Tens of megabytes of garbage at most wait longer.
 GARBAGE_OBJECTS = 200_000
+
+
+def late_command(room: str, name: str, environment: Mapping[str, str] | None = None) -> LateCommand:
+    """Return the command that a module of a room defines under its own name; its script is from now on interruptible.
+
+    Raises:
+        AttributeError: There is no such module.
+    """
+    if name.startswith("_"):  # import asks for __path__ first
+        raise AttributeError(name)
+    command = LateCommand(f"{room}.{name}", name, environment)
+    if os.path.basename(sys.argv[0]) == command.script:  # noqa: PTH119 (pathlib's import takes longer)
+        command.leave_at_ctrl_c()
+    from importlib.util import find_spec  # noqa: PLC0415 (takes longer than all above)
+
+    if find_spec(f"{room}.{name}") is None:
+        raise AttributeError(name)
+    return command
 
 
 class LateCommand:
@@ -32,6 +54,12 @@ class LateCommand:
     def __init__(self, module: str, name: str, environment: Mapping[str, str] | None = None) -> None:
         self._module, self._name = module, name
         self._environment = environment or {}
+        self.script = name.replace("_", "-")
+
+    def leave_at_ctrl_c(self) -> None:
+        """End the process at Ctrl-C, unless it does something of its own then: a command's children start here too."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._leave)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; until it installs its own handlers, a signal ends the process at once."""
@@ -55,7 +83,7 @@ class LateCommand:
 
     def _leave(self, number: int, frame: object) -> None:  # noqa: ARG002 (a signal handler's signature)
         """Exit at once: nothing has been started or written yet, and an import cannot be unwound cleanly."""
-        sys.stderr.write(f"{self._name.replace('_', '-')}: error: interrupted\n")
+        sys.stderr.write(f"{self.script}: error: interrupted\n")
         sys.stderr.flush()
         os._exit(INTERRUPTED)
 

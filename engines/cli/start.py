@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from engines.compiled import use_compiled_modules
-from engines.start import LateCommand
+from engines.start import LateCommand, late_command
 
 
 def __getattr__(name: str) -> LateCommand:
     """Return the command defined by the module of this name."""
-    if name.startswith("_") or find_spec(f"engines.cli.{name}") is None:
-        raise AttributeError(name)
+    command = late_command("engines.cli", name)
     if name == "e2c":  # and in the processes that its commands start, which import its script
+        from engines.compiled import use_compiled_modules
+
         use_compiled_modules()
-    return LateCommand(f"engines.cli.{name}", name)
+    return command

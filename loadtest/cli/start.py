@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from engines.compiled import use_compiled_modules
-from engines.start import LateCommand
+from engines.start import LateCommand, late_command
 
 ENVIRONMENT = {
     # numpy's products here are small: more threads wait longer than they compute, and where a sum is split, its last
@@ -18,7 +15,8 @@ ENVIRONMENT = {
 
 def __getattr__(name: str) -> LateCommand:
     """Return the command defined by the module of this name."""
-    if name.startswith("_") or find_spec(f"loadtest.cli.{name}") is None:
-        raise AttributeError(name)
+    command = late_command("loadtest.cli", name, ENVIRONMENT)
+    from engines.compiled import use_compiled_modules
+
     use_compiled_modules()  # here, for the processes that a command starts import its script, too
-    return LateCommand(f"loadtest.cli.{name}", name, ENVIRONMENT)
+    return command

@@ -146,6 +146,56 @@ def test_an_interrupt_that_python_drops_is_raised_again() -> None:
     assert time.monotonic() - begin_s < 40
 
 
+_EARLY = """
+import os, sys
+sys.path.insert(0, {root!r})
+sys.addaudithook(lambda event, what: (event, what[:1]) == ("import", ({module!r},)) and os.kill(os.getpid(), 2))
+from loadtest.cli.start import predict_load
+predict_load()
+"""
+
+
+@pytest.mark.parametrize("module", ["importlib.util", "engines.compiled", "click"])
+def test_ctrl_c_while_a_script_imports_is_one_line(module: str, tmp_path: Path) -> None:
+    """From its first lines on, before the command itself is known."""
+    script = tmp_path / "predict-load"
+    script.write_text(_EARLY.format(root=str(ROOT), module=module))
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "predict-load: error: interrupted\n")
+
+
+_BETWEEN = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import click
+from engines.console import Command
+
+def interrupted_once(number, handler, install=signal.signal):
+    before = install(number, handler)
+    if number == signal.SIGTERM:
+        signal.signal = install
+        os.kill(os.getpid(), signal.SIGINT)
+    return before
+
+@click.command("busy", cls=Command)
+def busy():
+    pass
+
+signal.signal = interrupted_once
+busy()
+"""
+
+
+def test_ctrl_c_while_handlers_are_installed_is_one_line() -> None:
+    """The first handler stands before the command is inside what catches its exception."""
+    done = subprocess.run(
+        [sys.executable, "-c", _BETWEEN, str(ROOT)], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "busy: error: interrupted\n")
+
+
 @pytest.mark.quiet
 def test_a_command_ends_within_three_seconds(folder: Path) -> None:
     """Counted in the machine's time, where the command had all the time it wanted to get to its work."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from engines.start import LateCommand
+from engines.start import LateCommand, late_command
 
 
 def __getattr__(name: str) -> LateCommand:
     """Return the command defined by the module of this name."""
-    if name.startswith("_") or find_spec(f"triton_repo.cli.{name}") is None:
-        raise AttributeError(name)
-    return LateCommand(f"triton_repo.cli.{name}", name)
+    return late_command("triton_repo.cli", name)

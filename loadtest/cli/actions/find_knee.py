@@ -11,7 +11,7 @@ from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import CONTENTS_NAME, made_by, read_yaml, source_of, to_json, validate, write_json
 from engines.manifest import manifest_path, read_manifest
-from engines.outputs import folder_in_place, paths_named, refuse_existing
+from engines.outputs import LOCKS, folder_in_place, paths_named, refuse_existing
 from loadtest.cli.find_knee import no_objectives_error
 from loadtest.cli.options import load_options, scenario_of, target_options
 from loadtest.cli.tables import show_knee, warn_of_limits
@@ -51,8 +51,9 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         player = predicting(read_manifest(engine_dir), made_by=head, made_from=sources)
     else:
         player = driving(_runner(flags), out / PROBES_NAME)
-    files = (KNEE_NAME, *(f"{PROBES_NAME}/*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)))
-    with folder_in_place(out, made_by=head, files=files, force=flags["force"], inputs=inputs):
+    of_a_probe = (LOCKS, *(f"*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)))
+    files = (KNEE_NAME, *(f"{PROBES_NAME}/{name}" for name in of_a_probe))
+    with folder_in_place(out, made_by=head, files=files, last=KNEE_NAME, force=flags["force"], inputs=inputs):
         found = search(knee_search, player, made_by=head, made_from=sources, progress=progress)
         write_json(out / KNEE_NAME, found)
     if as_json:

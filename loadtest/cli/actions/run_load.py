@@ -11,7 +11,7 @@ from typing import Any
 from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import CONTENTS_NAME, made_by, to_json
-from engines.outputs import folder_in_place, paths_named, refuse_existing
+from engines.outputs import LOCKS, folder_in_place, paths_named, refuse_existing
 from engines.ports import why_not_free
 from loadtest.cli.options import load_options, outlook, scenario_of, target_options
 from loadtest.cli.tables import show_energy, show_speculation, show_summary
@@ -44,7 +44,7 @@ def run(**flags: Any) -> None:
         _show([run_once("run-load", scenario, out, server, **how)], [out], out, flags)
         return
     head = made_by(command_line("run-load"))
-    files = [f"*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)]
+    files = [LOCKS, *(f"*/{name}" for name in (CONTENTS_NAME, *RUN_FILES))]
     with folder_in_place(out, made_by=head, files=files, force=flags["force"]):
         folders = [out / str(number) for number in range(1, repeats + 1)]
         runs = []
