@@ -90,6 +90,11 @@ def size_rows(plan: CapacityPlan) -> list[list[str]]:
     ]
 
 
+def _basis(plan: CapacityPlan) -> str:
+    """Return what the recommended row's figures are based on, to put behind a title."""
+    return "" if plan.chosen is None else f" ({plan.chosen.basis})"
+
+
 def rate_text(size: Sized | None) -> str:
     """Return the rate of one replica, marked where it is only known to be at least this."""
     if size is None or size.rate_per_s is None:
@@ -110,7 +115,7 @@ def _show_sizes(plan: CapacityPlan) -> None:
     if not rows:
         return
     table = Table(
-        title=f"{plan.recommended}: sizes at both ends of the prediction interval and at its middle",
+        title=f"{plan.recommended}: sizes at the middle and both ends of the prediction interval{_basis(plan)}",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -196,7 +201,9 @@ def _show_accuracy(plan: CapacityPlan) -> None:
 def _show_fleets(plan: CapacityPlan) -> None:
     if not plan.fleets:
         return
-    table = Table(title="the recommended replicas behind a router, simulated together", title_justify="left")
+    table = Table(
+        title=f"the recommended replicas behind a router, simulated together{_basis(plan)}", title_justify="left"
+    )
     for heading in ("what", "routing", "replicas", "TTFT p95, ms", "ITL p99, ms", "objectives"):
         table.add_column(heading)
     for each in plan.fleets:
@@ -228,8 +235,9 @@ def _show_scaling(plan: CapacityPlan) -> None:
         return
     chosen, fixed, cost = scaling.chosen, scaling.fixed, plan.autoscaled_usd_per_month
     show(
-        f"autoscaler: {law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} minutes miss an "
-        f"objective, {chosen.gpu_hours:.1f} GPU hours a day" + ("" if cost is None else f", {cost:,.0f} USD a month")
+        f"autoscaler{_basis(plan)}: {law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} "
+        f"minutes miss an objective, {chosen.gpu_hours:.1f} GPU hours a day"
+        + ("" if cost is None else f", {cost:,.0f} USD a month")
     )
     show(
         f"{fixed.law.max_replicas} fixed replicas: {fixed.day_missed_minutes} minutes, "
@@ -255,7 +263,7 @@ def _show_money(plan: CapacityPlan) -> None:
 
 
 def _show_sensitivity(plan: CapacityPlan) -> None:
-    table = Table(title="what would change the answer", title_justify="left")
+    table = Table(title=f"what would change the answer{_basis(plan)}", title_justify="left")
     for heading in ("what", "by", "replicas", "USD/month", "recommended then"):
         table.add_column(heading)
     for case in plan.sensitivity:
