@@ -42,7 +42,6 @@ _AGAIN_AFTER_S = 0.05
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline: an error quotes a log's last lines
 _NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?\.")  # click's words
 _STRAY = re.compile(r"unexpected extra arguments? \((\S+)[ )]")  # likewise
-_NO_FOLDER = re.compile(r"Directory '(.+)' is a file\.")  # likewise
 _NOT_A_NUMBER = re.compile(r"'([^']*)' is not a valid (integer|float)")  # likewise
 _NEAR = 0.75  # similarity of flags worth suggesting; click's 0.6 takes --users for --master
 # Flags of vllm bench, genai-perf, AIPerf and others, and what they are called here.
@@ -202,9 +201,7 @@ def _usage_text(error: click.UsageError) -> str:
 
 
 def _usage_hint(error: click.UsageError, command: str) -> str:
-    """Return what to try: the folder of a file that was given in its place, a flag before a stray word, or --help."""
-    if found := _NO_FOLDER.search(error.format_message()):
-        return f"give the folder, {quoted(Path(found[1]).parent)}"
+    """Return what to try: a flag before a stray word, a flag of a near name, a plain number, or --help."""
     if found := _STRAY.search(error.format_message()):
         return f"put a flag before {found[1]}, or omit it; {command} --help lists every flag"
     if isinstance(error, click.NoSuchOption) and (near := _near_flags(error)):

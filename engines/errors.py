@@ -1,4 +1,4 @@
-"""The errors that a command can end with, each with its exit status.
+"""The errors that a command can end with, each with its exit status; docs/reference/exit-status.md states the rule.
 
 Any other exception is a bug and keeps its traceback.
 """
@@ -29,13 +29,13 @@ class CommandError(Exception):
 
 
 class UserError(CommandError):
-    """A usage error: an invalid flag, a misspelled key, an impossible combination."""
+    """A usage error: an invalid flag, a misspelled key, an impossible combination, a file or folder of another kind."""
 
     exit_status = 2
 
 
 class MissingError(CommandError):
-    """The request is valid, but something it needs is not on this machine."""
+    """The request is valid, but something it needs does not exist, or cannot be read or reached."""
 
     exit_status = 1
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, TextIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from engines.errors import DISTRIBUTION, MissingError, UserError
+from engines.errors import DISTRIBUTION, CommandError, MissingError, UserError
 from engines.processes import started_ticks
 from engines.schema_errors import schema_error
 from engines.signals import interrupts_deferred
@@ -111,12 +112,25 @@ def kind_of_folder(folder: Path) -> str | None:
         return None
 
 
-def why_not(kind: str, folder: Path, name: str) -> str:
-    """Return why a folder, which lacks the file that a kind of folder has, is not of that kind."""
+def not_of_kind(kind: str, folder: Path, lacks: str, *, hint: str) -> CommandError:
+    """Return the error of a folder that is not of a kind: it does not exist, is a file, or is of another kind.
+
+    Args:
+        kind: With its article.
+        lacks: What it lacks of what every folder of that kind has.
+        hint: What to try.
+    """
+    if not os.path.lexists(folder):
+        return MissingError(f"{folder}: no such folder", hint=hint)
+    if folder.is_file():
+        own = kind_of_folder(folder.parent) == kind
+        where = f"give the folder, {shlex.quote(str(folder.parent))}"
+        return UserError(f"{folder}: is a file; expected {kind}", hint=where if own else hint)
     if not folder.is_dir():
-        return "no such folder"
+        return MissingError(f"{folder}: cannot be read; expected {kind}", hint=hint)
     found = kind_of_folder(folder)
-    return f"{found}, not {kind}" if found not in (None, kind) else f"not {kind}: it has no {name}"
+    text = f"{found}, not {kind}" if found not in (None, kind) else f"not {kind}: it has no {lacks}"
+    return UserError(f"{folder}: {text}", hint=hint)
 
 
 def kind_made_by(command_line: str) -> str | None:
@@ -170,7 +184,7 @@ def read_yaml(path: Path, schema: type[SchemaT]) -> SchemaT:
     """Read a YAML file and check it against a schema.
 
     Raises:
-        MissingError: The file does not exist.
+        MissingError: The file does not exist, or cannot be read.
         UserError: The file is not YAML, repeats a key, uses aliases, exceeds the size or nesting limit, or does not
             match the schema. The message names file, key and limit.
     """
@@ -303,8 +317,8 @@ def require_file(path: Path, *, hint: str = "check the path") -> None:
         hint: What to try if the path does not exist.
 
     Raises:
-        MissingError: The path does not exist.
-        UserError: The path is something else, or access is denied.
+        MissingError: The path does not exist, or cannot be read.
+        UserError: The path is something else.
     """
     try:
         mode = path.stat().st_mode
@@ -318,5 +332,5 @@ def require_file(path: Path, *, hint: str = "check the path") -> None:
         raise UserError(f"{path}: is a device, a pipe or a socket; expected a file")
 
 
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions")
+def _unreadable(path: Path, error: OSError) -> MissingError:
+    return MissingError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions")

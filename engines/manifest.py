@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from engines.errors import MissingError, UserError
-from engines.files import Document, Strict, load_json, validate, why_not
+from engines.errors import UserError
+from engines.files import Document, Strict, load_json, not_of_kind, validate
 from engines.names import engine_title
 from engines.spec import (
     EngineProfile,
@@ -281,13 +281,11 @@ def manifest_path(engine_folder: Path) -> Path:
 
     Raises:
         MissingError: There is no such folder.
-        UserError: The folder has none.
+        UserError: It is a file, or a folder that has none.
     """
     path = engine_folder / MANIFEST_NAME
     if not path.exists():
-        error = UserError if engine_folder.is_dir() else MissingError
-        why = why_not("an engine folder", engine_folder, MANIFEST_NAME)
-        raise error(f"{engine_folder}: {why}", hint=_ENGINE_HINT)
+        raise not_of_kind("an engine folder", engine_folder, MANIFEST_NAME, hint=_ENGINE_HINT)
     return path
 
 

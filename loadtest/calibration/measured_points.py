@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from engines.errors import MissingError, UserError
-from engines.files import text_file
+from engines.errors import UserError
+from engines.files import require_file, text_file
 from engines.names import engine_title
 from engines.spec import gpu_named
 from engines.units import S_PER_MS
@@ -95,8 +95,7 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[st
     """
     if path.is_dir():
         return _points_of_run(path, wanted)
-    if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="give a CSV of measured points or a run folder")
+    require_file(path, hint="give a CSV of measured points or a run folder")
     with text_file(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         _check_header(path, list(rows.fieldnames or ()))

@@ -29,7 +29,7 @@ GROUPS = {
 @click.option(
     "--measurements",
     multiple=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     help="CSV file of measured points, or a run folder; may be repeated.",
 )
 @click.option(

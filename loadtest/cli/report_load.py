@@ -16,7 +16,7 @@ COMPARISON_OUT = Path("artifacts/comparison")
 # Only charts leave garbage that a search would find, some 4,000 objects each: searching as often as other commands do
 # would take a twentieth of this one's time, and free next to nothing before it ends.
 _GARBAGE_OBJECTS = 500_000
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FOLDER = click.Path(path_type=Path)
 
 
 @click.command(

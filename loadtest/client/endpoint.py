@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 
 from engines.console import OPENAI_KEY
 from engines.errors import UserError
-from engines.files import Strict
+from engines.files import Strict, require_file
 
 _PORTS: dict[str, int] = json.loads((Path(__file__).parent / "protocols" / "ports.json").read_text(encoding="utf-8"))
 PROTOCOLS = tuple(_PORTS)
@@ -108,8 +108,8 @@ def endpoint_of(
         )
     if parts.scheme not in _SCHEMES or not parts.hostname or (parts.hostname.isdigit() and port is None):
         raise UserError(f"--url {url}: http://HOST:PORT is expected", hint="use https:// or grpcs:// for TLS")
-    if ca_file is not None and not ca_file.is_file():
-        raise UserError(f"--ca-file {ca_file}: no such file", hint="give a PEM file of certificates")
+    if ca_file is not None:
+        require_file(ca_file, hint="give a PEM file of certificates")
     tls = _SCHEMES[parts.scheme]
     return Endpoint(
         host=parts.hostname,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from engines.errors import MissingError, UserError
-from engines.files import Document, SchemaT, Strict, parse_json, read_json, text_file, validate, why_not
+from engines.files import Document, SchemaT, Strict, not_of_kind, parse_json, read_json, text_file, validate
 from engines.outputs import is_being_written
 from loadtest.results.model_versions import ModelVersions
 from loadtest.scenario import Scenario
@@ -255,14 +255,15 @@ def run_path(folder: Path) -> Path:
     """Return the path of a run folder's `run.json`.
 
     Raises:
-        UserError: The folder has none.
+        MissingError: There is no such folder.
+        UserError: It is a file, or a folder that has none.
     """
     path = folder / RUN_NAME
     if not path.is_file():
         inside = min((*folder.glob(f"*/{RUN_NAME}"), *folder.glob(f"*/*/{RUN_NAME}")), default=None)
         hint = "give the output folder of run-load or predict-load --out"
-        why = why_not("a run folder", folder, RUN_NAME)
-        raise UserError(f"{folder}: {why}", hint=f"it contains runs: {inside.parent}, ..." if inside else hint)
+        hint = f"it contains runs: {inside.parent}, ..." if inside else hint
+        raise not_of_kind("a run folder", folder, RUN_NAME, hint=hint)
     return path
 
 

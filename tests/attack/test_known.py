@@ -50,7 +50,7 @@ REFUSED = {
     f"{SERVE} --http-port 8001": "--http-port and --grpc-port are both 8001",
     f"{SERVE} --openai --openai-port 8002": "--metrics-port and --openai-port are both 8002",
     f"{SERVE} --openai --openai-port 9137 --api-key-file latin1": "latin1: not UTF-8 text",
-    f"{SERVE} --openai --openai-port 9137 --api-key-file pipe": "pipe: not a regular file",
+    f"{SERVE} --openai --openai-port 9137 --api-key-file pipe": "pipe: is a device, a pipe or a socket",
     "build-repo /proc/self/mem --out out": "/proc/self/mem",
     "build-repo engine --tokenizer tokenizer --serving pipe --out out": "pipe: is a device, a pipe or a socket",
     "build-repo engine --tokenizer tokenizer --serving loop --out out": "loop: cannot be read: Too many levels",

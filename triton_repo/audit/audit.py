@@ -17,6 +17,7 @@ from triton_repo.settings import (
     MODELS,
     REPOSITORY_NAME,
     RepositoryManifest,
+    not_a_repository,
     read_repository,
     refuse_other_kind,
 )
@@ -55,16 +56,17 @@ def audit_repository(folder: Path) -> list[Finding]:
         The findings, errors first.
 
     Raises:
-        MissingError: The folder does not exist or contains no model.
+        MissingError: The folder does not exist.
+        UserError: It is a file, or contains no model.
     """
     if not folder.is_dir():
-        raise MissingError(f"{folder}: no such repository", hint="create one with build-repo ENGINE_DIR")
+        raise not_a_repository(folder, REPOSITORY_NAME)
     present = [model for model in MODELS if (folder / model).is_dir()]
     manifest, findings = _manifest(folder)
     if not present and manifest is None:
         refuse_other_kind(folder)
-        raise MissingError(
-            f"{folder}: contains none of {', '.join(MODELS)}",
+        raise UserError(
+            f"{folder}: not a model repository: it has none of {', '.join(MODELS)}",
             hint="give the folder that contains them, as for tritonserver --model-repository",
         )
     if manifest is not None and manifest.variant == "trtllm_serve":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.errors import MissingError
 from triton_repo.audit.audit import audit_repository, first_error
 from triton_repo.audit.findings import read_model
 from triton_repo.settings import read_repository
@@ -23,10 +22,8 @@ def check_repository(folder: Path) -> list[str]:
 
     Raises:
         MissingError: The folder, a model or one of its files is missing.
-        UserError: The first error: file, problem, expected value.
+        UserError: It is no repository; or the first error: file, problem, expected value.
     """
-    if not folder.is_dir():
-        raise MissingError(f"{folder}: no such repository", hint="create one with build-repo ENGINE_DIR")
     repository = read_repository(folder)
     found = [finding for finding in audit_repository(folder) if finding.code not in OF_THE_ENGINE]
     error = first_error(folder, found)

@@ -42,8 +42,8 @@ def roll_engine(
         ToolError: It could not be loaded; the old one keeps serving.
     """
     old = read_repository(repository)
-    control = control_of(repository, running_server(repository))
     _refuse(repository, old, engine_folder)
+    control = control_of(repository, running_server(repository))
     beside = repository.with_name(f".{repository.name}.roll")
     try:
         new = render_repository(

@@ -15,6 +15,7 @@ from triton_repo.settings.repository_manifest import (
     RepositoryManifest,
     ServingSettings,
     Variant,
+    not_a_repository,
     read_repository,
     refuse_other_kind,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "machine_here",
     "merged_over",
     "misfits",
+    "not_a_repository",
     "read_engine_config",
     "read_repository",
     "refuse_other_kind",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.errors import CommandError, MissingError, UserError
-from engines.files import Document, Strict, kind_of_folder, read_json
+from engines.errors import CommandError, UserError
+from engines.files import Document, Strict, kind_of_folder, not_of_kind, read_json
 from engines.manifest import EngineManifest, Notice, read_manifest
 from triton_repo.settings.schema import ServingSettings
 from triton_repo.settings.server_settings import DEFAULT_TIME_SCALE, Emulation
 
 REPOSITORY_NAME = "manifest.json"
+_REPOSITORY_HINT = "give the output folder of build-repo"
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 LLMAPI_MODELS = ("tensorrt_llm",)
@@ -90,22 +91,26 @@ class RepositoryManifest(Document):
 
 def read_repository(folder: Path) -> RepositoryManifest:
     """Read a repository's manifest. Raises as `files.read_json` does; a folder of another kind is named as such."""
+    path = folder / REPOSITORY_NAME
+    if not path.exists():
+        raise not_a_repository(folder, REPOSITORY_NAME)
     try:
-        return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
-    except MissingError:
-        refuse_other_kind(folder)
-        raise
+        return read_json(path, RepositoryManifest)
     except UserError as error:
         refuse_other_kind(folder)
         hint = "the file is truncated or of another version; rebuild the repository with build-repo ENGINE_DIR --force"
         raise UserError(error.message, hint=hint) from error
 
 
+def not_a_repository(folder: Path, lacks: str) -> CommandError:
+    """Return the error of a folder that is no model repository; see `not_of_kind`."""
+    return not_of_kind("a model repository", folder, lacks, hint=_REPOSITORY_HINT)
+
+
 def refuse_other_kind(folder: Path) -> None:
     """Refuse the folder of an engine, whose manifest has the same name, and what another command wrote."""
-    kind = kind_of_folder(folder)
-    if kind not in (None, "a model repository", "an engine folder"):
-        raise UserError(f"{folder}: {kind}, not a model repository", hint="give the output folder of build-repo")
+    if kind_of_folder(folder) not in (None, "a model repository", "an engine folder"):
+        raise not_a_repository(folder, REPOSITORY_NAME)
     try:
         read_manifest(folder)
     except CommandError:

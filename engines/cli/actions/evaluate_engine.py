@@ -25,7 +25,7 @@ from engines.checkpoint import loaded_memory_bytes
 from engines.cli.tables import show_quality
 from engines.console import progress, quoted, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
-from engines.files import Strict, to_json
+from engines.files import Strict, not_of_kind, to_json
 from engines.manifest import MANIFEST_NAME, AccuracyResult, EngineManifest, read_manifest
 from engines.spec import gib
 from engines.terminal_tables import table_console
@@ -127,7 +127,7 @@ def _questions(flags: dict[str, Any]) -> Questions:
     data, task_folder = flags["data"], flags["task_folder"]
     for folder in (data, task_folder):
         if folder is not None and not folder.is_dir():
-            raise MissingError(f"{folder}: no such folder", hint="create it, or give another")
+            raise not_of_kind("a folder", folder, "files", hint="create it, or give another")
     return Questions(
         tasks=_tasks(flags["tasks"], data, run_code=flags["run_code"]),
         data=data,

@@ -60,7 +60,8 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         show(to_json(found).rstrip())
     else:
         show_knee(found)
-        wrote(out, None if engine_dir is not None else f"report-load {quoted(out / PROBES_NAME)}/*")
+        probes = f"report-load {quoted(out / PROBES_NAME)}/*"
+        wrote(out, probes if engine_dir is None else f"build-repo {quoted(engine_dir)}")
     _require_some_load(found)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from engines.console import command_line, quoted, show, wrote
 from engines.errors import MissingError, UserError
-from engines.files import Source, made_by, source_of, to_json
+from engines.files import Source, made_by, require_file, source_of, to_json
 from engines.manifest import EngineManifest, manifest_path, read_manifest
 from engines.names import TOKENIZER_FILE
 from engines.outputs import paths_named, refuse_existing
@@ -141,6 +141,8 @@ def _rows(
     scenario: Scenario, plans: list[LevelPlan], tokenizer: Path | None, engine_dir: Path | None
 ) -> dict[str, Rows]:
     """Return the rows of the scenario's prompt files, with token counts by the engine's tokenizer where needed."""
+    if tokenizer is not None:
+        require_file(tokenizer)  # also where every length is given, and it is not read
     if not any(kind.needs_file_lengths for kind in scenario.kinds):
         return {}
     if tokenizer is None and engine_dir is not None:

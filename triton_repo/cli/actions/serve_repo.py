@@ -43,6 +43,8 @@ _EXPOSED = (
     "authenticating proxy in front, or use 127.0.0.1"
 )
 
+_OF_THE_FRONT = {"--openai-port", "--openai-model", "--reasoning", "--api-key-file"}
+
 
 def _numeric(address: str) -> str:
     """Return the IPv4 address to listen on: Triton's HTTP server never becomes ready on a name, nor on IPv6.
@@ -75,6 +77,8 @@ def run(repository: Path, **flags: Any) -> None:
             where = {"address": flags["address"], "port": flags["http_port"]}
             become_trtllm_serve(repository, manifest, **where)
         flags = _as_twin(flags)
+    if not flags["openai"] and (ignored := sorted(console.given_flags() & _OF_THE_FRONT)):
+        raise UserError(f"{ignored[0]} has no effect without --openai", hint=f"add --openai, or omit {ignored[0]}")
     require_servable(manifest.engine, _engine_folder(repository))
     _require_different_ports(flags)
     if flags["openai"]:

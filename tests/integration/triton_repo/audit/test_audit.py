@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from engines.build import trtllm
-from engines.errors import MissingError
+from engines.errors import MissingError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
@@ -309,9 +309,9 @@ def test_no_damage_ends_an_audit(folder: Path, model: str, seed: int) -> None:
 
 def test_a_folder_that_is_no_repository_is_said(tmp_path: Path) -> None:
     """The folder above, or any other, is one clear error."""
-    with pytest.raises(MissingError, match="none of preprocessing"):
+    with pytest.raises(UserError, match="none of preprocessing"):
         audit_repository(tmp_path)
-    with pytest.raises(MissingError, match="no such repository"):
+    with pytest.raises(MissingError, match="no such folder"):
         audit_repository(tmp_path / "nowhere")
 
 

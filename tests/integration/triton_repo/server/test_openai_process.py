@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.errors import ToolError, UserError
+from engines.errors import MissingError, ToolError, UserError
 from engines.files import MadeBy, write_json
 from triton_repo.openai_api.api_keys import is_key, read_keys
 from triton_repo.server.openai_process import (
@@ -109,9 +109,9 @@ def test_where_keys_come_from(tmp_path: Path) -> None:
     assert read_keys(None, None) == []
     assert read_keys(None, "") == []
     keys.write_text("\n# none yet\n")
-    with pytest.raises(UserError, match="contains no key"):
+    with pytest.raises(UserError, match="contains no API key"):
         read_keys(keys, "three")
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(MissingError, match="no such file"):
         read_keys(tmp_path / "gone", None)
     assert is_key("two", ["one", "two"])
     assert not is_key("tw", ["one", "two"])

@@ -147,7 +147,7 @@ def name_shard(folder: Path, shard: str) -> None:
         (lambda f: (f / "tokenizer_config.json").unlink(), MissingError, "tokenizer_config.json: no such file"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), UserError, "not a tokenizer"),
         (lambda f: write_tokenizer(f, words=6), UserError, "contains token id 5, but the model's vocabulary ends at 3"),
-        (lambda f: (f / "config.json").unlink(), MissingError, "config.json: no such file"),
+        (lambda f: (f / "config.json").unlink(), UserError, "not a checkpoint: it has no config.json"),
         (lambda f: (f / "config.json").write_text("{"), UserError, "not valid JSON"),
     ],
 )
@@ -182,13 +182,13 @@ def test_what_is_not_a_checkpoint_folder_is_told_where_one_is(tmp_path: Path, mo
     write_checkpoint(tmp_path / "models--a--b", shapes=SHAPES).rename(tmp_path / "whole")
     (tmp_path / "models--a--b" / "snapshots").mkdir(parents=True)
     (tmp_path / "whole").rename(tmp_path / "models--a--b" / "snapshots" / "0f3c")
-    for path, message, hint in (
-        ("Qwen/Qwen3-8B", "no such checkpoint folder", "hf download Qwen/Qwen3-8B --local-dir DIR"),
-        ("/Qwen/Qwen3-8B", "no such checkpoint folder", "check the path"),
-        ("models--a--b", "config.json: no such file", "try models--a--b/snapshots/0f3c"),
-        ("models--a--b/snapshots/0f3c/config.json", "is a file", "try models--a--b/snapshots/0f3c"),
+    for path, error, message, hint in (
+        ("Qwen/Qwen3-8B", MissingError, "no such checkpoint folder", "hf download Qwen/Qwen3-8B --local-dir DIR"),
+        ("/Qwen/Qwen3-8B", MissingError, "no such checkpoint folder", "check the path"),
+        ("models--a--b", UserError, "it has no config.json", "try models--a--b/snapshots/0f3c"),
+        ("models--a--b/snapshots/0f3c/config.json", UserError, "is a file", "try models--a--b/snapshots/0f3c"),
     ):
-        with pytest.raises(MissingError, match=message) as caught:
+        with pytest.raises(error, match=message) as caught:
             inspect_checkpoint(Path(path))
         assert hint in str(caught.value.hint)
 

@@ -140,7 +140,7 @@ def test_a_missing_file_is_no_unknown_gpu(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     """The file that is missing is named."""
-    with pytest.raises(MissingError, match=r"config\.json: no such file"):
+    with pytest.raises(UserError, match=r"not a checkpoint: it has no config\.json"):
         resolve_model(str(tmp_path))
 
 

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from engines.errors import MissingError, ToolError, UserError
+from engines.errors import ToolError, UserError
 from engines.files import MadeBy, to_json
 from engines.outputs import whole_folder
 from tests.deployments import engine_of_kind
@@ -92,7 +92,7 @@ def test_a_run_is_no_repository(tmp_path: Path) -> None:
         (run / "run.json").touch()
     with pytest.raises(UserError, match="run: a run folder, not a model repository"):
         read_repository(tmp_path / "run")
-    with pytest.raises(MissingError, match=r"manifest\.json: no such file"):
+    with pytest.raises(UserError, match=r"not a model repository: it has no manifest\.json"):
         read_repository(tmp_path)
 
 
