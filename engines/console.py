@@ -62,6 +62,7 @@ _CALLED_ELSEWHERE = {
     **dict.fromkeys(("overwrite", "yes"), "--force"),
 }
 _WORDS = {"integer": "whole number", "float": "number"}
+_LOADERS_WORDS = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")  # glibc's
 _ERRNO = re.compile(r"\[Errno (\d+)\] ")
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -165,15 +166,14 @@ class Command(click.Command):
         except OSError as error:
             fail(self.name or "command", os_error_text(error), _hint_of(error))
             sys.exit(INTERRUPTED if seen else 1)
-        except MemoryError:
-            fail(self.name or "command", "out of memory", "try a smaller request, batch or file")
-            sys.exit(1)
-        except Exception:
-            if not seen:
+        except Exception as error:
+            if seen:  # an import interrupted by a signal raises an error of its own
+                fail(self.name or "command", "interrupted", None)
+                sys.exit(INTERRUPTED)
+            if not _is_out_of_memory(error):
                 raise
-            # An import interrupted by a signal raises an error of its own.
-            fail(self.name or "command", "interrupted", None)
-            sys.exit(INTERRUPTED)
+            fail(self.name or "command", f"out of memory{_limit_text()}", "free some memory, or try a smaller input")
+            sys.exit(1)
         sys.exit(0)
 
     def _end_interrupted(self, error: BaseException) -> NoReturn:
@@ -313,6 +313,21 @@ _OS_ERROR_HINTS = {
     errno.EADDRINUSE: "stop the program that uses the port, or choose another",
     errno.ECONNREFUSED: "check that the server runs, and its address and port",
 }
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused: to Python, or to the system's loader for a compiled library."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, ImportError) and any(words in str(error) for words in _LOADERS_WORDS)
+    )
+
+
+def _limit_text() -> str:
+    """Return the limit of the process's address space, to follow a message; empty without one."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if limit == resource.RLIM_INFINITY else f": the limit is {limit / 1e6:.0f} MB (ulimit -v)"
 
 
 def _hint_of(error: OSError) -> str | None:

@@ -113,7 +113,7 @@ def kind_of_folder(folder: Path) -> str | None:
 
 
 def not_of_kind(kind: str, folder: Path, lacks: str, *, hint: str) -> CommandError:
-    """Return the error of a folder that is not of a kind: it does not exist, is a file, or is of another kind.
+    """Return the error of a folder that is not of a kind: it does not exist, is a file, or belongs to another kind.
 
     Args:
         kind: With its article.

@@ -22,7 +22,7 @@ def check_repository(folder: Path) -> list[str]:
 
     Raises:
         MissingError: The folder, a model or one of its files is missing.
-        UserError: It is no repository; or the first error: file, problem, expected value.
+        UserError: It is not a repository; or the first error: file, problem, expected value.
     """
     repository = read_repository(folder)
     found = [finding for finding in audit_repository(folder) if finding.code not in OF_THE_ENGINE]

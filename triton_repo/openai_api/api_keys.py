@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.errors import UserError
-from engines.files import text_file
 
 KEY_VARIABLE = "FRONT_API_KEY"
 
@@ -17,10 +16,12 @@ def read_keys(path: Path | None, variable: str | None) -> list[str]:
 
     Raises:
         MissingError: The file does not exist, or cannot be read.
-        UserError: It is no text file, or contains no key.
+        UserError: It is not a text file, or contains no key.
     """
     if path is None:
         return [variable] if variable else []
+    from engines.files import text_file  # noqa: PLC0415 (serve-repo --help needs the variable's name alone)
+
     with text_file(path) as file:
         lines = file.read().splitlines()
     keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]

@@ -103,7 +103,7 @@ def read_repository(folder: Path) -> RepositoryManifest:
 
 
 def not_a_repository(folder: Path, lacks: str) -> CommandError:
-    """Return the error of a folder that is no model repository; see `not_of_kind`."""
+    """Return the error of a folder that is not a model repository; see `not_of_kind`."""
     return not_of_kind("a model repository", folder, lacks, hint=_REPOSITORY_HINT)
 
 

