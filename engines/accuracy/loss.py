@@ -1,4 +1,4 @@
-"""Accuracy lost against another engine, question by question."""
+"""Accuracy loss against another engine, question by question."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engines.steptime import Z_95
 
 
 class AccuracyLoss(Strict):
-    """One task's accuracy lost against a baseline, on the same questions.
+    """One task's accuracy loss against a baseline, on the same questions.
 
     Attributes:
         loss: Mean of the baseline's score minus this engine's; negative: this engine did better.

@@ -67,7 +67,7 @@ Without --tasks, these run if their data set is in the folder: gsm8k, mmlu, hell
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
-    help="Engine folder with results on the same questions: also print the accuracy lost against it. Without a task to "
+    help="Engine folder with results on the same questions: also print the accuracy loss against it. Without a task to "
     "run, only compare.",
 )
 @click.option(

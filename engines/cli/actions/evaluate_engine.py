@@ -113,7 +113,7 @@ def _require_accuracy(found: Sequence[AccuracyLoss], limit: float | None) -> Non
 
 
 def _show_losses(found: Sequence[AccuracyLoss]) -> None:
-    table = Table(title="accuracy lost against the baseline, on the same questions", title_justify="left")
+    table = Table(title="accuracy loss against the baseline, on the same questions", title_justify="left")
     for heading in ("task", "metric", "loss", "standard error", "5 % to 95 %", "right: only baseline / only this"):
         table.add_column(heading, justify="left" if heading in {"task", "metric"} else "right")
     for each in found:

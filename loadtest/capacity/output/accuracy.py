@@ -67,10 +67,10 @@ def accuracy_chart(plan: CapacityPlan) -> tuple[str, tuple[tuple[int, str], ...]
             marks.append(Mark(usd, row.accuracy.loss, "recommended"))
     limit = plan.demand.objectives.max_accuracy_loss
     drawn = chart(
-        "Cost against accuracy lost",
+        "Cost against accuracy loss",
         series,
         x="USD a month",
-        y="accuracy lost, share of questions",
+        y="accuracy loss, share of questions",
         marks=marks,
         limits=[] if limit is None else [(limit, "max_accuracy_loss")],
     )

@@ -189,7 +189,7 @@ def _show_accuracy(plan: CapacityPlan) -> None:
     if not rows:
         return
     table = Table(
-        title="accuracy lost against the baseline, on the same questions", title_justify="left", box=SIMPLE_HEAD
+        title="accuracy loss against the baseline, on the same questions", title_justify="left", box=SIMPLE_HEAD
     )
     for heading in HEADS:
         table.add_column(heading, justify="left" if heading in ("precision", "task", "limit") else "right")

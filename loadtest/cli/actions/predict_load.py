@@ -76,7 +76,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     _show(
         summary,
         scenario,
-        f"step times by {manifest.step_time.source}; intervals by {rests_on}",
+        f"step times: {manifest.step_time.source}; intervals: {rests_on}",
         _payoff(manifest, summary),
     )
     if flags["out"] is not None:
