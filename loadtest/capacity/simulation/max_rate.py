@@ -10,6 +10,7 @@ from engines.files import Strict
 from engines.manifest import EngineManifest
 from engines.steptime import NONE, Slowdown, StepCost, uniform
 from loadtest.capacity.simulation.load_bench import LoadBench, Task
+from loadtest.capacity.simulation.observations import QUEUE
 from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.metrics import LevelSummary
 
@@ -246,10 +247,10 @@ def _search(bench: LoadBench, probes: _Probes, start_per_s: float, tolerance: fl
 
 
 def _first_beyond(bench: LoadBench, slowdown: Slowdown, rate_per_s: float | None) -> str | None:
-    """Return the objective that is missed first above a load that meets them all; None if none is missed.
+    """Return what fails first above a load that meets every objective; None if there is no such load.
 
-    The loads tried name the objective only; the replica's highest load stays unknown, because nobody needs it. Each is
-    therefore simulated briefly.
+    The loads tried name it only; the replica's highest load stays unknown, because nobody needs it. Each is therefore
+    simulated briefly, too briefly to see every queue grow: above the highest one it does.
     """
     if rate_per_s is None or bench.task.is_brief:
         return None
@@ -260,7 +261,7 @@ def _first_beyond(bench: LoadBench, slowdown: Slowdown, rate_per_s: float | None
         if not result.met:
             return _first(result)
         rate *= GROWTH
-    return None
+    return QUEUE
 
 
 def _bracket(

@@ -96,7 +96,10 @@ def test_one_idle_request_decides_what_no_load_can_keep() -> None:
     assert found.promised.limited_by == "ttft_s p90"
 
 
-@pytest.mark.parametrize("objectives", [{"ttft_s": {"p90": 0.5}, "itl_s": {"p99": 0.015}}, {"ttft_s": {"p90": 0.5}}])
+@pytest.mark.parametrize(
+    "objectives",
+    [{"ttft_s": {"p90": 0.5}, "itl_s": {"p99": 0.015}}, {"ttft_s": {"p90": 0.5}}, {"tpot_s": {"p90": 0.1}}],
+)
 def test_what_fails_first_is_named_beyond_what_is_needed(objectives: dict[str, Any]) -> None:
     """An engine that carries far more than is needed names the objective that a search to its limit ends at."""
     task = task_of(
