@@ -287,14 +287,19 @@ def os_error_text(error: OSError) -> str:
     '/a: No space left on device'
     >>> os_error_text(OSError([("/a", "/b", "[Errno 28] No space left on device: '/a' -> '/b'")]))
     '/b: No space left on device'
+    >>> os_error_text(OSError(28, "No space left on device", "/a", None, "/b"))
+    '/b: No space left on device'
     """
     if error.args and isinstance(error.args[0], list):  # shutil.Error: of the files that were not copied, the first
         _, target, why = error.args[0][0]
         return f"{target}: {_ERRNO.sub('', str(why)).partition(': ')[0]}"
     text = error.strerror or str(error) or type(error).__name__
-    return text if error.filename is None else f"{error.filename}: {text}"
+    is_of_the_target = error.errno in _NO_ROOM and error.filename2 is not None  # of a copy
+    place = error.filename2 if is_of_the_target else error.filename
+    return text if place is None else f"{place}: {text}"
 
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What to try after an error of the operating system.
 _OS_ERROR_HINTS = {
     errno.EACCES: "check the owner and the permissions of the path, or choose another",

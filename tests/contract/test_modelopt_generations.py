@@ -28,7 +28,7 @@ LIMIT_S = 300
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Export one tiny Qwen3, written by transformers 5, at every precision by both generations."""
     if not PYTHONS["0.37"].is_file():
-        pytest.skip("no .venv/opt/modelopt-0.37; `make setup` makes it")
+        pytest.skip("no .venv/opt/modelopt-0.37; `make setup` makes it with Python 3.12 or older")
     source = write_model(tmp_path_factory.mktemp("qwen3"), "qwen3", hidden_size=128, intermediate_size=256, head_dim=64)
     made = {generation: tmp_path_factory.mktemp(generation) for generation in PYTHONS}
     export_all(source, made["current"], WAYS)

@@ -46,7 +46,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_CONNECTIONS = 4096, REQUEST_BYTES = 1 << 20, HUGE_BYTES = 1 << 16, LATENESS_BINS = 100000, RATE_BINS = 36000 };
+enum { MAX_CONNECTIONS = 1 << 15, REQUEST_BYTES = 1 << 20, HUGE_BYTES = 1 << 16, LATENESS_BINS = 100000, RATE_BINS = 36000 };
 
 typedef struct {
     int fd, sent, tokens, heap_index, received, events, room;

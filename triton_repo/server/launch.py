@@ -20,6 +20,7 @@ from engines.files import Document, MadeBy, read_json, to_json
 from engines.http_fetch import answers
 from engines.ports import LOOPBACK, why_not_free
 from engines.processes import signal_group, started_ticks, stop_group
+from engines.signals import interrupts_deferred
 from triton_repo.server.child_process import start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
@@ -121,23 +122,20 @@ def start_server(
 
     def start() -> ServerRecord:
         prefix = f"triton_{os.getpid()}_{time.time_ns()}_"
-        command = server_command(repository, runtime, ports, prefix, _write_key(repository))
-        environment = server_environment(runtime)
-        if (repository / REPOSITORY_NAME).is_file():
-            manifest = read_repository(repository)
-            command = across_ranks(command, manifest, str(repository.absolute()), prefix)
-            environment |= rank_environment(manifest)
-        if stop_after_s is not None or not detached:  # it forwards SIGTERM, and SIGKILL after 5 s; 0 means no limit
-            command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s or 0:g}", *command]
         begin = time.monotonic()
-        with log.open("wb") as output, _stack_of(STACK_BYTES):
-            process = start_child(
-                command, output, detached=detached, cwd=runtime.server.parent, environment=environment
-            )
+        process: subprocess.Popen[bytes] | None = None
         try:
-            record = _record(process, runtime, ports, made_by=made_by, log=log, prefix=prefix)
-            # not by way of a temporary file: Triton lists the folder as it starts, and ends if a listed file has gone
-            (repository / SERVER_NAME).write_text(to_json(record), encoding="utf-8")
+            with interrupts_deferred():  # a server that runs has a record
+                command, environment = _command(repository, runtime, ports, prefix)
+                if stop_after_s is not None or not detached:  # it forwards SIGTERM, and SIGKILL after 5 s; 0: no limit
+                    command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s or 0:g}", *command]
+                with log.open("wb") as output, _stack_of(STACK_BYTES):
+                    process = start_child(
+                        command, output, detached=detached, cwd=runtime.server.parent, environment=environment
+                    )
+                record = _record(process, runtime, ports, made_by=made_by, log=log, prefix=prefix)
+                # no temporary file: Triton lists the folder as it starts, and ends if a listed one has gone
+                (repository / SERVER_NAME).write_text(to_json(record), encoding="utf-8")
             _wait_ready(process, record, deadline_s)
             _probe(repository, record)
             took_s = time.monotonic() - begin
@@ -145,11 +143,24 @@ def start_server(
             progress(f"ready after {took_s:.1f} s: a request was answered{recorded}")
         except BaseException:
             stop_server(repository, grace_s=0)  # it has no clients yet
-            signal_group(process.pid, signal.SIGKILL)  # in case its record is not yet written
+            if process is not None:
+                signal_group(process.pid, signal.SIGKILL)  # in case its record could not be written
+            (repository / KEY_NAME).unlink(missing_ok=True)  # likewise
             raise
         return record
 
     return _again_after_lock_fault(start, log, progress)
+
+
+def _command(repository: Path, runtime: Runtime, ports: Ports, prefix: str) -> tuple[list[str], dict[str, str]]:
+    """Write the secret; return the server's command line and environment."""
+    command = server_command(repository, runtime, ports, prefix, _write_key(repository))
+    environment = server_environment(runtime)
+    if (repository / REPOSITORY_NAME).is_file():
+        manifest = read_repository(repository)
+        command = across_ranks(command, manifest, str(repository.absolute()), prefix)
+        environment |= rank_environment(manifest)
+    return command, environment
 
 
 def _again_after_lock_fault(

@@ -17,6 +17,7 @@ from engines.files import Document, MadeBy, read_json, write_json
 from engines.http_fetch import answers
 from engines.ports import why_not_free
 from engines.processes import reap, signal_group, stop_group
+from engines.signals import interrupts_deferred
 from triton_repo.openai_api import KEY_VARIABLE
 from triton_repo.server.child_process import start_child
 
@@ -109,15 +110,20 @@ def start_front(
         progress(EXPOSED.format(address=options.address, variable=KEY_VARIABLE))
     log = repository / LOG_NAME
     command = [sys.executable, "-P", "-m", MODULE, str(repository.resolve()), *options.arguments()]
-    with log.open("wb") as output:
-        process = start_child(command, output, detached=detached)
-    record = FrontRecord(made_by=made_by, pid=process.pid, address=options.address, port=options.port, log=str(log))
+    process: subprocess.Popen[bytes] | None = None
     try:
-        write_json(repository / RECORD_NAME, record)
+        with interrupts_deferred():  # a front that runs has a record
+            with log.open("wb") as output:
+                process = start_child(command, output, detached=detached)
+            record = FrontRecord(
+                made_by=made_by, pid=process.pid, address=options.address, port=options.port, log=str(log)
+            )
+            write_json(repository / RECORD_NAME, record)
         _wait_ready(process, record)
     except BaseException:
         stop_front(repository, grace_s=0)
-        signal_group(process.pid, signal.SIGKILL)  # in case its record is not yet written
+        if process is not None:
+            signal_group(process.pid, signal.SIGKILL)  # in case its record could not be written
         raise
     return record
 

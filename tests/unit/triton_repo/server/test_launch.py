@@ -62,6 +62,49 @@ def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
     assert not (tmp_path / SERVER_NAME).exists()
 
 
+_INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from engines.files import MadeBy
+from engines.ports import free_ports
+from triton_repo.server.launch import Ports, start_server
+from triton_repo.server.local_triton import Runtime
+
+place, event = Path(sys.argv[2]), sys.argv[3]
+sys.addaudithook(lambda each, what: each == event and os.kill(os.getpid(), signal.SIGINT))
+try:
+    start_server(
+        place / "repository", Runtime(server=place / "tritonserver", version="2.51.0"), Ports(*free_ports(3)),
+        deadline_s=10, stop_after_s=None, detached=True, made_by=MadeBy(command="serve-repo", version="0"),
+        progress=print,
+    )
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("event", ["subprocess.Popen", "the server's own first line"])
+def test_ctrl_c_as_the_server_starts_leaves_no_server_and_no_key(event: str, tmp_path: Path) -> None:
+    """A detached server would live on, and nothing would name it."""
+    server = tmp_path / "tritonserver"
+    interrupt = "true" if event == "subprocess.Popen" else "kill -INT $PPID"
+    server.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\n{interrupt}\nexec sleep 60\n")
+    server.chmod(0o755)
+    (tmp_path / "repository").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, str(Path(__file__).parents[4]), str(tmp_path), event],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("interrupted\n", 0), done.stderr
+    assert [path.name for path in (tmp_path / "repository").iterdir()] == ["server.log"]
+    pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
+    assert all(started_ticks(int(pid)) is None for pid in pids)
+
+
 @pytest.mark.parametrize(("fault", "starts"), [(LOCK_FAULT, STARTS), ("std::bad_alloc", 1)])
 def test_only_tritons_known_fault_is_answered_by_another_start(fault: str, starts: int, tmp_path: Path) -> None:
     """A server that aborts on its lock is started again, but not for ever; any other end is reported at once."""
