@@ -43,6 +43,15 @@ def three_digits(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if value else "0"
 
 
+def short_number(value: float) -> str:
+    """Return a number with three significant digits, or all those before the point, without zeros at its end.
+
+    >>> short_number(24.4367), short_number(0.5), short_number(8), short_number(1234.5)
+    ('24.4', '0.5', '8', '1,234')
+    """
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"  # noqa: PLR2004 (from here .3g has an exponent)
+
+
 def hint_of_time(given: str, *, in_ms: bool = False) -> str | None:
     """Return what to write in place of a time that was given with its unit.
 

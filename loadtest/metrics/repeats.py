@@ -39,15 +39,15 @@ def _load(run: RunManifest) -> str:
 
 
 def _spread(group: list[Summary]) -> list[Repeat]:
-    levels: dict[str, list[LevelSummary]] = {}  # drawn lengths differ with the seed; requested lengths do not
+    levels: dict[float, list[LevelSummary]] = {}  # drawn lengths differ with the seed; requested lengths do not
     for summary in group:
         for level in summary.levels:
-            levels.setdefault(level.load, []).append(level)
+            levels.setdefault(level.offered, []).append(level)
     return [
         found
-        for load, same in levels.items()
+        for same in levels.values()
         for name in _FIGURES
-        if (found := _repeat(load, (same[0].isl, same[0].osl), name, [level.figure(name) for level in same]))
+        if (found := _repeat(same[0].load, (same[0].isl, same[0].osl), name, [level.figure(name) for level in same]))
         is not None
     ]
 

@@ -13,6 +13,7 @@ from pydantic import AliasChoices, Field, model_validator
 from engines.errors import MissingError, UserError
 from engines.files import Document, SchemaT, Strict, not_of_kind, parse_json, read_json, text_file, validate
 from engines.outputs import is_being_written
+from engines.units import short_number
 from loadtest.results.model_versions import ModelVersions
 from loadtest.scenario import Scenario
 
@@ -97,12 +98,12 @@ def response_times_s(token_times_s: Sequence[float], *, bundled: bool) -> Sequen
 
 
 def load_text(concurrency: int | None, rate_per_s: float | None) -> str:
-    """Return a load in short form: users of a closed loop, or a rate.
+    """Return a load in short form: users of a closed loop, or a rate with three digits.
 
-    >>> load_text(8, None), load_text(None, 0.5)
-    ('8', '0.5/s')
+    >>> load_text(8, None), load_text(None, 0.5), load_text(None, 24.4367)
+    ('8', '0.5/s', '24.4/s')
     """
-    return str(concurrency) if concurrency is not None else f"{rate_per_s or 0:g}/s"
+    return str(concurrency) if concurrency is not None else f"{short_number(rate_per_s or 0)}/s"
 
 
 class Level(Strict):

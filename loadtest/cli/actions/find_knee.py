@@ -129,5 +129,5 @@ def _require_some_load(found: KneeResult) -> None:
     if found.load is None:
         missed = ", ".join(found.binding)
         raise TargetMissedError(
-            f"even {found.above:g} {found.unit} misses {missed}", hint="try a lower --from or looser objectives"
+            f"even {found.above:.4g} {found.unit} misses {missed}", hint="try a lower --from or looser objectives"
         )
