@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -18,14 +17,13 @@ from typing import Any, TextIO, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.errors import DISTRIBUTION, CommandError, MissingError, UserError
-from engines.processes import started_ticks
 from engines.schema_errors import schema_error
 from engines.signals import interrupts_deferred
 
 LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's largest is a few hundred
 SCHEMA_VERSION = 2
 MAX_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
-_PART = re.compile(r"\.(.+)\.([0-9]+)\.part")
+_PART = re.compile(r"\.(.+)\.[0-9]+\.part")
 CONTENTS_NAME = ".contents.json"  # in every folder that a command writes: the command and the files
 # What the commands write, as people call it.
 KINDS = {
@@ -284,14 +282,6 @@ def written_as(name: str) -> str:
     """
     found = _PART.fullmatch(name)
     return found[1] if found else name
-
-
-def remove_parts(path: Path) -> None:
-    """Remove what killed writers of a file left beside it."""
-    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        found = _PART.fullmatch(beside.name)
-        if found and written_as(beside.name) == path.name and started_ticks(int(found[2])) is None:
-            beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, document: BaseModel) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import fnmatch
+import glob
 import json
 import os
 import shutil
@@ -24,7 +25,6 @@ from engines.files import (
     kind_made_by,
     kind_of_folder,
     read_json,
-    remove_parts,
     write_json,
     written_as,
 )
@@ -113,7 +113,7 @@ def refuse_existing_file(
     if target.is_dir():
         raise UserError(f"{target} is a folder; expected a file", hint="name a file in it with --out")
     _refuse_part(target)
-    remove_parts(target)
+    _remove_parts(target)
     if not target.exists():
         return
     if not force:
@@ -313,6 +313,14 @@ def is_being_written(folder: Path) -> bool:
 
 def _lock_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.lock")
+
+
+def _remove_parts(target: Path) -> None:
+    """Remove what killed writers of a file left beside it."""
+    for beside in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        pid = beside.suffixes[-2][1:]
+        if written_as(beside.name) == target.name and started_ticks(int(pid)) is None:
+            beside.unlink(missing_ok=True)
 
 
 def _refuse_place(target: Path, inputs: Collection[Path], *, hint: str = _OTHER_OUT) -> None:

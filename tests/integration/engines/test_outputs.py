@@ -317,6 +317,16 @@ def test_only_a_document_of_ours_is_replaced_by_a_file(tmp_path: Path) -> None:
             refuse_existing_file(target, force=force, inputs=inputs)
 
 
+def test_what_a_killed_writer_of_a_file_left_is_removed(tmp_path: Path) -> None:
+    """By the next writer of that file; a living one's, and files of others, stay."""
+    ended, living = 2**22 + 1, os.getpid()
+    names = [f".a.json.{ended}.part", f".a.json.{living}.part", f".a.json.b.{ended}.part", ".a.json.mine.part"]
+    for name in names:
+        (tmp_path / name).touch()
+    refuse_existing_file(tmp_path / "a.json", force=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
 def test_a_file_of_a_written_folder_is_no_target_of_a_single_file(tmp_path: Path) -> None:
     """An engine's plan.json has `made_by`, too, but another document in its place would destroy the engine."""
     engine = _make(tmp_path / "engine", "a", later=("*.log",))
