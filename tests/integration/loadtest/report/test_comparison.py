@@ -13,6 +13,7 @@ from engines.errors import UserError
 from engines.files import made_by, write_json
 from loadtest.cli import report_load
 from loadtest.metrics.loaded_run import load_runs, summary_of_runs
+from loadtest.metrics.repeats import _spread
 from loadtest.report.charts.distributions import _tail_panel
 from loadtest.report.comparison import compare
 from loadtest.report.comparison_schema import Change
@@ -198,6 +199,14 @@ def test_repeats_show_the_spread_between_runs(tmp_path: Path) -> None:
     assert (itl.min, itl.max) == pytest.approx((0.02, 0.022), rel=0.02)
     assert itl.sd == pytest.approx(0.002 / 2**0.5, rel=0.1)
     assert not summarize_runs(runs[:1], command="test").repeats
+
+
+def test_loads_that_are_shown_alike_are_not_repeats_of_each_other(tmp_path: Path) -> None:
+    """24.41 and 24.44 requests/s are both 24.4/s in a table."""
+    summary = summarize_runs([run(tmp_path / "a")], command="test")
+    loads = [summary.levels[0].model_copy(update={"concurrency": None, "rate_per_s": rate}) for rate in (24.41, 24.44)]
+    found = _spread([summary.model_copy(update={"levels": loads})] * 2)
+    assert {(each.load, each.runs) for each in found} == {("24.4/s", 2)}
 
 
 def test_drawn_lengths_are_the_same_load(tmp_path: Path) -> None:
