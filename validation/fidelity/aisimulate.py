@@ -34,11 +34,28 @@ def ask_aisimulate(python: str, case: Case, point: Measured) -> dict[str, float]
     worker: dict[str, Any] = {"scheduler": {"max_batched_tokens": case.max_num_tokens, "max_sequences": batch}}
     if case.precision == "fp8":
         worker["timing"] = {"gemm_quant_mode": "fp8_static", "kvcache_quant_mode": "fp8"}
-    source = {"type": "synthetic", "input_tokens": point.isl, "output_tokens": point.osl}
+    traffic = {
+        "source": {"type": "synthetic", "input_tokens": point.isl, "output_tokens": point.osl},
+        "load": load,
+        "stop": {"requests": requests},
+    }
+    engine = {"hardware": hardware, "backend": backend, "workers": {"aggregated": worker}}
+    found = simulated(python, case.model, traffic, engine)
+    if found is None:
+        return None
+    itl = found["median_itl_ms" if case.itl == "p50" else "mean_itl_ms"]
+    return {
+        "tokens_per_s": found["output_throughput_tok_s"],
+        "itl": itl * 1e-3,
+        "ttft": found["mean_ttft_ms"] * 1e-3,
+    }
+
+
+def simulated(python: str, model: str, traffic: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the simulator's figures of a known model by its own settings; None where it refuses or takes too long."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(_geometry(case.model)), encoding="utf-8")
-        engine = {"model": folder, "hardware": hardware, "backend": backend, "workers": {"aggregated": worker}}
-        config = {"traffic": {"source": source, "load": load, "stop": {"requests": requests}}, "engine": engine}
+        (Path(folder) / "config.json").write_text(json.dumps(_geometry(model)), encoding="utf-8")
+        config = {"traffic": traffic, "engine": {"model": folder} | engine}
         (Path(folder) / "aisimulate.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         command = [python, "-m", "aisimulate", "predict", "-c", f"{folder}/aisimulate.yaml", "--format", "json"]
         try:
@@ -47,13 +64,8 @@ def ask_aisimulate(python: str, case: Case, point: Measured) -> dict[str, float]
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             return None
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    itl = found["median_itl_ms" if case.itl == "p50" else "mean_itl_ms"]
-    return {
-        "tokens_per_s": found["output_throughput_tok_s"],
-        "itl": itl * 1e-3,
-        "ttft": found["mean_ttft_ms"] * 1e-3,
-    }
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def _geometry(name: str) -> dict[str, Any]:
