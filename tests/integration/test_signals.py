@@ -147,7 +147,8 @@ def test_an_interrupt_that_python_drops_is_raised_again() -> None:
 
 
 _EARLY = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 sys.path.insert(0, {root!r})
 sys.addaudithook(lambda event, what: (event, what[:1]) == ("import", ({module!r},)) and os.kill(os.getpid(), 2))
 from loadtest.cli.start import predict_load

@@ -275,8 +275,7 @@ def test_an_uncalibrated_interval_is_the_spread_between_deployments(planned: Pat
     interval = uncertainty(profile, precision="fp8")
     assert plan.chosen.interval_source == interval.provenance
     (made, *_) = candidates_of(demand(), HERE, shape_of(demand(), HERE), made_by=MadeBy(command="test", version="0"))
-    assert made.interval.slow == (interval.step_high, interval.host_high)
-    assert made.interval.fast == (interval.step_low, interval.host_low)
+    assert (made.interval.slow, made.interval.fast) == (interval.slow, interval.fast)
 
 
 def test_three_sizes_are_in_order(planned: Path) -> None:

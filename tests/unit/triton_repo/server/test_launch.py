@@ -71,6 +71,7 @@ from engines.ports import free_ports
 from triton_repo.server.launch import Ports, start_server
 from triton_repo.server.local_triton import Runtime
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 place, event = Path(sys.argv[2]), sys.argv[3]
 sys.addaudithook(lambda each, what: each == event and os.kill(os.getpid(), signal.SIGINT))
 try:
