@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -115,7 +115,12 @@ class Control:
 
 def _read(url: str, data: bytes | None, headers: Mapping[str, str], limit_s: float) -> str:
     try:
-        status, body = _exchange(url, data, headers, limit_s)
+        try:
+            status, body = _exchange(url, data, headers, limit_s)
+        except ConnectionResetError as error:  # a busy server drops one at times; every call here may be repeated
+            if isinstance(error, RemoteDisconnected):  # it read the request, and left
+                raise
+            status, body = _exchange(url, data, headers, limit_s)
     except (OSError, HTTPException, ValueError) as error:
         raise ControlError(f"{url}: {error or type(error).__name__}") from error
     text = body.decode(errors="replace")

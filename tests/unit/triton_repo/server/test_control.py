@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+import threading
 import time
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from engines.ports import LOOPBACK
 from tests.unit.conftest import DRIPPED, OK, Answering
 from triton_repo.server import control
 from triton_repo.server.control import Control, ControlError, drain, main
@@ -149,3 +153,30 @@ def test_what_is_no_url_is_told(url: str) -> None:
     """Not a file, and not this machine's port 80."""
     with pytest.raises(ControlError):
         Control(url, url).in_flight()
+
+
+@pytest.mark.parametrize("resets", [1, 2])
+def test_a_connection_that_a_busy_server_drops_is_tried_once_more(resets: int) -> None:
+    """Triton under load has reset one; a server that goes on dropping them is reported."""
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        port, index = listener.getsockname()[1], b'[{"name": "ensemble", "state": "READY"}]'
+
+        def serve() -> None:
+            for each in range(2):
+                connection = listener.accept()[0]
+                with connection:
+                    connection.recv(4096)
+                    if each < resets:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    else:
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(index) + index)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        asked = Control(f"http://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{port}/metrics")
+        if resets == 1:
+            assert asked.states() == {"ensemble": {"READY"}}
+        else:
+            with pytest.raises(ControlError, match="reset by peer"):
+                asked.states()
+        server.join()
