@@ -56,6 +56,7 @@ class Spread(Strict):
         step_log_sd: Standard deviation of ln(true / predicted) step times, each deployment predicted from the others.
         host_log_sd: The same for host times.
         deployments: Number of deployments.
+        of: The profile whose deployments they are, if it is another one.
         source: Which ones, and by which command.
     """
 
@@ -64,6 +65,7 @@ class Spread(Strict):
     step_log_sd: Deviation
     host_log_sd: Deviation
     deployments: Annotated[int, Field(ge=1)]
+    of: str | None = None
     source: str
 
 

@@ -67,7 +67,7 @@ def uncertainty(
     spread = profile.spread(precision=precision, load=load)
     step, host = (math.exp(Z_95 * sd) for sd in (spread.step_log_sd, spread.host_log_sd))
     provenance = (
-        f"spread of {spread.deployments} deployments of {profile.name} "
+        f"spread of {spread.deployments} deployments of {spread.of or profile.name} "
         f"({spread.precision} weights, {spread.load}), each predicted from the others"
     )
     return StepTimeInterval(Slowdown(step, host), Slowdown(1 / step, 1 / host), provenance)

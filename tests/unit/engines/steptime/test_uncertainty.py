@@ -30,6 +30,12 @@ def test_nine_of_ten_lie_between_the_ends() -> None:
     assert profile.name in found.provenance
 
 
+def test_a_borrowed_spread_names_whose_it_is() -> None:
+    """The current vLLM has no deployments of its own yet: it is not claimed to have."""
+    found = uncertainty(engine_profile_named("vllm-v1-async"), precision="bf16")
+    assert found.provenance.startswith("spread of 4 deployments of vllm-v1 (")
+
+
 @pytest.mark.parametrize("source", ["roofline", "silicon"])
 @pytest.mark.parametrize("speculative", [None, NGRAMS], ids=["plain", "n-grams"])
 @pytest.mark.parametrize("shape", [StepShape(1, 500), StepShape(64, 64_000), StepShape(8, 4_000, 1, 256, 32_896)])
