@@ -29,8 +29,9 @@ from loadtest.cli.predict_load import predict_load
 from loadtest.results import read_records
 from validation.fidelity.aisimulate import simulated
 
-ENGINE = ("--model", "qwen3-8b", "--gpu", "h100-sxm-80gb", "--kv-cache", "16bit")
-LIMITS = ("--max-batch-size", "1024", "--max-num-tokens", "8192")  # vLLM's defaults on this GPU
+MODEL, MAX_SEQUENCES, MAX_TOKENS = "qwen3-8b", 1024, 8192  # of an iteration: vLLM's defaults on this GPU
+ENGINE = ("--model", MODEL, "--gpu", "h100-sxm-80gb", "--kv-cache", "16bit")
+LIMITS = ("--max-batch-size", str(MAX_SEQUENCES), "--max-num-tokens", str(MAX_TOKENS))
 CACHE_TOKENS = {"fp8": 430_272, "bf16": 377_024}  # as the servers reported
 REPEATS = 3
 DEFAULT_PROFILE = "vllm-v1-async"
@@ -126,7 +127,7 @@ def predicted(row: Row, profile: str) -> tuple[dict[str, float], bool]:
 
 def predicted_by_aisimulate(row: Row, python: str) -> tuple[dict[str, float], bool] | None:
     """Return a row as NVIDIA's simulator has it with its defaults, which states no interval; None without an answer."""
-    worker: dict[str, Any] = {"scheduler": {"max_batched_tokens": 8192, "max_sequences": 1024}}
+    worker: dict[str, Any] = {"scheduler": {"max_batched_tokens": MAX_TOKENS, "max_sequences": MAX_SEQUENCES}}
     if row.precision == "fp8":
         worker["timing"] = {"gemm_quant_mode": "fp8", "kvcache_quant_mode": "bfloat16"}
     traffic = {
@@ -135,7 +136,7 @@ def predicted_by_aisimulate(row: Row, python: str) -> tuple[dict[str, float], bo
         "stop": {"requests": row.prompts},
     }
     engine = {"hardware": "h100_sxm", "backend": "vllm", "workers": {"aggregated": worker}}
-    found = simulated(python, "qwen3-8b", traffic, engine)
+    found = simulated(python, MODEL, traffic, engine)
     if found is None:
         return None
     names = {

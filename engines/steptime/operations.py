@@ -6,7 +6,7 @@ The library's own Python makes such a list from a Hugging Face config, and takes
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from engines.errors import MissingError
 from engines.spec import Kernels, ModelSpec
@@ -19,17 +19,19 @@ _INSTALL = "pip install --no-deps aiconfigurator-core==0.12.0"
 _BF16, _BF16_BYTES = "bfloat16", 2
 
 
-def engine_of(
-    model: ModelSpec,
-    kernels: Kernels,
-    system: str,
-    gemm_mode: str,
-    kv_mode: str,
-    *,
-    tensor_parallel: int,
-    folder: str | None,
-) -> tuple[Any, list[str]]:
-    """Return the library's engine of a model, and the names of its operations on prompts, by index.
+class Lookup(NamedTuple):
+    """A model on a system, by the library's names: which framework's kernels it runs, in which formats."""
+
+    model: ModelSpec
+    kernels: Kernels
+    system: str
+    gemm_mode: str
+    kv_mode: str
+    tensor_parallel: int
+
+
+def engine_of(lookup: Lookup, folder: str | None) -> tuple[Any, list[str]]:
+    """Return the library's engine, and the names of its operations on prompts, by index.
 
     On generated tokens it has one operation, the attention.
 
@@ -47,6 +49,7 @@ def engine_of(
         ) from error
     if core.engine_spec_schema_version() != _SPEC_SCHEMA:
         raise MissingError("measured step times need aiconfigurator-core 0.12; another is installed", hint=_INSTALL)
+    model, kernels, system, gemm_mode, kv_mode, tensor_parallel = lookup
     attention = _attention(model, kv_mode, tensor_parallel)
     operations = _operations(model, attention, gemm_mode, tensor_parallel)
     spec = {

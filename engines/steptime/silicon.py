@@ -11,12 +11,12 @@ Scheduling and everything above the GPU come from an engine profile or a calibra
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from engines.errors import MissingError
-from engines.spec import Kernels, KvFormat, ModelSpec, PlacedModel, precision_named
+from engines.spec import Kernels, KvFormat, PlacedModel, precision_named
 from engines.steptime.kernel_tables import smaller_tables
-from engines.steptime.operations import ATTENTION, LOGITS, NORMS, engine_of
+from engines.steptime.operations import ATTENTION, LOGITS, NORMS, Lookup, engine_of
 from engines.steptime.roofline import LOGITS_BYTES, SAMPLING_PASSES
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, in_order
 from engines.units import S_PER_MS
@@ -32,23 +32,40 @@ SYSTEMS = {
 # kernels), by GPU: fitted to TensorRT-LLM 0.14 to 0.17's published maximum loads of Mistral 7B, 18 to 45 rows per GPU,
 # with a mean error of 3 % (validation/trtllm-bench). GPUs not listed have no such rows.
 SUSTAINED = {"a100-sxm-80gb": 1.034, "h100-sxm-80gb": 1.003, "h200-sxm-141gb": 1.050, "l40s-48gb": 0.939}
-# On attention, of decoding and of prompts: the same fit, all GPUs; of TensorRT-LLM's kernels alone.
-_ATTENTION_RATIOS: dict[Kernels, tuple[float, float]] = {"trtllm": (1.05, 0.92), "vllm": (1.0, 1.0)}
 KNOT_TOKENS = 128  # decode attention is looked up at multiples of this context, and interpolated linearly
 _DERIVED_ON = "a100_sxm"  # the only system whose tables have every integer format
-# The tables' name of each precision's matrix products. fp8_static: scales known beforehand, as in an engine.
+# The tables' name of each precision's matrix products; FP8's depends on the framework.
 _GEMM_MODES = {
     "bf16": "bfloat16",
     "fp16": "bfloat16",
-    "fp8": "fp8_static",
     "int8_sq": "sq",
     "int8_wo": "int8_wo",
     "int4_awq": "int4_wo",
     "nvfp4": "nvfp4",
 }
-_VLLM_FP8_MODE = "fp8"  # vLLM scales activations by token as they come, unless the checkpoint has their scales
 _INTEGER_MODES = {"sq", "int8_wo", "int4_wo"}
 _KV_MODES: dict[KvFormat, str] = {"16bit": "bfloat16", "fp8": "fp8", "int8": "fp8", "nvfp4": "fp8"}
+
+
+class _Framework(NamedTuple):
+    """What differs between the kernels of frameworks.
+
+    Attributes:
+        fp8_mode: The tables' name of FP8 products. `fp8_static`: scales known beforehand, as in an engine; `fp8`: of
+            each token as it comes, as vLLM has them unless the checkpoint states scales.
+        kv_read_ratio: On attention of decoding; `prompt_attention_ratio` on that of prompts. The same fit, all GPUs, of
+            TensorRT-LLM's kernels alone.
+    """
+
+    fp8_mode: str
+    kv_read_ratio: float
+    prompt_attention_ratio: float
+
+
+_FRAMEWORKS: dict[Kernels, _Framework] = {
+    "trtllm": _Framework("fp8_static", 1.05, 0.92),
+    "vllm": _Framework("fp8", 1.0, 1.0),
+}
 
 
 class _Tables:
@@ -114,7 +131,8 @@ class Silicon:
                 f"no measured step times for {gpu.name}; tables exist for {', '.join(SYSTEMS)}",
                 hint="--step-time roofline works from the data sheet",
             )
-        mode = _VLLM_FP8_MODE if (kernels, precision) == ("vllm", "fp8") else _GEMM_MODES.get(precision)
+        self._framework = _FRAMEWORKS[kernels]
+        mode = self._framework.fp8_mode if precision == "fp8" else _GEMM_MODES.get(precision)
         if mode is None or precision_named(precision).arithmetic not in gpu.dense_flops:
             raise MissingError(
                 f"no measured step times for {precision} on {gpu.name}",
@@ -122,21 +140,20 @@ class Silicon:
             )
         self.derived: list[str] = []
         self._sustained = SUSTAINED.get(gpu.name, 1.0)
-        self._kv_read_ratio, self._prompt_attention_ratio = _ATTENTION_RATIOS[kernels]
         kv_mode = self._kv_mode(system, kv_format)
         self._halved = kv_format == "int8" and kv_mode == "bfloat16"
         self._factor: tuple[_Tables, _Tables] | None = None
+        lookup = Lookup(model, kernels, system, mode, kv_mode, tensor_parallel)
         if mode in _INTEGER_MODES and system != _DERIVED_ON:
             self.derived.append(
                 f"{precision} on {gpu.name}: its 16-bit kernels times the ratio of {precision} on an A100"
             )
-            self._tables = _tables_of(model, kernels, system, "bfloat16", kv_mode, tensor_parallel)
-            self._factor = (
-                _tables_of(model, kernels, _DERIVED_ON, mode, "bfloat16", tensor_parallel),
-                _tables_of(model, kernels, _DERIVED_ON, "bfloat16", "bfloat16", tensor_parallel),
+            lookup, there = (
+                lookup._replace(gemm_mode="bfloat16"),
+                lookup._replace(system=_DERIVED_ON, kv_mode="bfloat16"),
             )
-        else:
-            self._tables = _tables_of(model, kernels, system, mode, kv_mode, tensor_parallel)
+            self._factor = (_tables_of(there), _tables_of(there._replace(gemm_mode="bfloat16")))
+        self._tables = _tables_of(lookup)
         self._linear: dict[int, tuple[float, float]] = {}
         self._logits: dict[int, float] = {}
         self._knots: dict[tuple[int, int], float] = {}
@@ -215,7 +232,7 @@ class Silicon:
         key = (shape.prefill_sequences, new, cached)
         found = self._prompts.get(key)
         if found is None:
-            ratio = self._sustained * self._prompt_attention_ratio
+            ratio = self._sustained * self._framework.prompt_attention_ratio
             found = self._prompts[key] = ratio * self._tables.prompt_attention_s(*key)
         return found
 
@@ -230,33 +247,23 @@ class Silicon:
         found = self._knots.get((sequences, knot))
         if found is None:
             context = max(1, knot * KNOT_TOKENS // (2 if self._halved else 1))
-            found = self._sustained * self._kv_read_ratio * self._tables.decode_attention_s(sequences, context)
+            found = (
+                self._sustained * self._framework.kv_read_ratio * self._tables.decode_attention_s(sequences, context)
+            )
             self._knots[sequences, knot] = found
         return found
 
 
 @cache
-def _tables_of(
-    model: ModelSpec, kernels: Kernels, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int
-) -> _Tables:
+def _tables_of(lookup: Lookup) -> _Tables:
     """Read the smaller copy of the tables if there is one. Raises as `read_tables` does.
 
     The result is cached: a plan, its limits and its batcher need the same tables, which take 0.2 s to read.
     """
-    folder = smaller_tables(kernels, system, model.head_size)
-    return read_tables(model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder)
+    return read_tables(lookup, smaller_tables(lookup.kernels, lookup.system, lookup.model.head_size))
 
 
-def read_tables(
-    model: ModelSpec,
-    kernels: Kernels,
-    system: str,
-    gemm_mode: str,
-    kv_mode: str,
-    *,
-    tensor_parallel: int,
-    folder: str | None,
-) -> _Tables:
+def read_tables(lookup: Lookup, folder: str | None) -> _Tables:
     """Read a framework's tables of a system for a model.
 
     Args:
@@ -265,14 +272,13 @@ def read_tables(
     Raises:
         MissingError: The tables are not installed, or lack this format.
     """
-    engine, names = engine_of(
-        model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder
-    )
+    engine, names = engine_of(lookup, folder)
     from aiconfigurator_core.sdk import errors  # noqa: PLC0415 (an extra)
 
     try:
         return _Tables(engine, names)
     except (errors.PerfDataNotAvailableError, errors.MissingSystemFlopsError) as error:
+        model, kernels, system, gemm_mode, kv_mode, _ = lookup
         raise MissingError(
             f"no measured {kernels} kernels for {model.name} in {gemm_mode} with a {kv_mode} cache on {system} "
             f"(head size {model.head_size})",

@@ -10,7 +10,7 @@ import pytest
 
 from engines.spec import Kernels, ModelSpec, model_named
 from engines.steptime.kernel_tables import smaller_tables, write_smaller_tables
-from engines.steptime.operations import engine_of
+from engines.steptime.operations import Lookup, engine_of
 from engines.steptime.silicon import SYSTEMS, read_tables
 
 pytest.importorskip("aiconfigurator_core")
@@ -45,8 +45,9 @@ def test_smaller_tables_give_the_same_times(
     kv_mode = "bfloat16" if system == "a100_sxm" else "fp8"
     smaller = smaller_tables(kernels, system, model.head_size, folder)
     assert smaller == str(folder / kernels)
-    own = read_tables(model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=None)
-    copy = read_tables(model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=smaller)
+    lookup = Lookup(model, kernels, system, gemm_mode, kv_mode, tensor_parallel)
+    own = read_tables(lookup, None)
+    copy = read_tables(lookup, smaller)
     for count in (1, 7, 64, 333, 2048, 8192):
         assert copy.linear_s(count) == own.linear_s(count)
         assert copy.logits_s(count) == own.logits_s(count)
@@ -68,7 +69,7 @@ def test_the_list_of_operations_costs_what_the_library_s_own_does(
     (tmp_path / "config.json").write_text(json.dumps(_config_of(model)), encoding="utf-8")
     modes = {"gemm_quant_mode": gemm_mode, "kvcache_quant_mode": kv_mode}
     library = EngineHandle.compile(str(tmp_path), system, kernels, tp_size=tensor_parallel, **modes)
-    engine, names = engine_of(model, kernels, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=None)
+    engine, names = engine_of(Lookup(model, kernels, system, gemm_mode, kv_mode, tensor_parallel), None)
     every = list(range(len(names)))
     for count in (1, 7, 64, 333, 2048, 8192):
         shape = {"batch_size": count // 512 + 1, "s": count, "prefix": 128, "x": count}
