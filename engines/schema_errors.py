@@ -33,6 +33,7 @@ _EXPECTED = {
     "string_type": _TEXT,
 }
 _MUST = {"Input should be ": "must be ", "String should match ": "must match the "}
+_QUOTED = re.compile(r"'([^']*)'")
 _SHOWN = 80  # characters of a value
 
 
@@ -102,6 +103,13 @@ def _said(error: ErrorDetails) -> str:
 def _instead(error: ErrorDetails, *, in_seconds: bool) -> str | None:
     """Return what to write in place of a value; None if that is not plain from it."""
     given, expected = error["input"], _EXPECTED.get(error["type"])
+    if hint := error.get("ctx", {}).get("hint"):  # of a schema's own PydanticCustomError
+        return str(hint)
+    if error["type"] in ("union_tag_invalid", "literal_error"):
+        context = error["ctx"]
+        names = _QUOTED.findall(str(context.get("expected_tags") or context["expected"]))
+        close = difflib.get_close_matches(str(context.get("tag", given)), names, n=1)
+        return f"did you mean '{close[0]}'?" if close else None
     if expected is _LIST and isinstance(given, int | float | str) and not isinstance(given, bool):
         return f"a list is in brackets: [{given}]"
     if expected is _TEXT and isinstance(given, bool | int | float | date):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
@@ -268,6 +269,24 @@ class Demand(Strict):
     spot: Spot | None = None
     scale: Scale = Scale()
     seed: int = 0
+
+    @field_validator("traffic", mode="before")
+    @classmethod
+    def _names_its_kind(cls, traffic: object) -> object:
+        """Explain the kinds of traffic where none is given, or a scenario's arrival process such as `poisson`."""
+        process = traffic.get("process", "") if isinstance(traffic, dict) else "described"
+        if process in ("described", "trace"):
+            return traffic
+        raise PydanticCustomError(
+            "kind_of_traffic",
+            "'process' must be one of 'described', 'trace'{given}",
+            {
+                "given": f", not '{process}'" if process else "; it is missing",
+                "hint": ("did you mean 'described'? It" if process else "'described'")
+                + " draws random arrivals at rate_per_s or rate_by_hour_per_s (burstiness 1 is Poisson); 'trace' "
+                "replays those of a file",
+            },
+        )
 
     @field_validator("name")
     @classmethod

@@ -210,6 +210,21 @@ def test_a_wrong_value_is_described_in_words_of_yaml(value: dict[str, object], c
     assert caught.value.message == complaint
 
 
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ({"traffic": {"kind": "ones"}}, "did you mean 'one'?"),
+        ({"names": {"p955": 1}}, "did you mean 'p95'?"),
+        ({"traffic": {"kind": "three"}}, None),
+    ],
+)
+def test_a_value_near_an_allowed_one_is_suggested(value: dict[str, object], hint: str | None) -> None:
+    """As a key near a known one is."""
+    with pytest.raises(UserError) as caught:
+        validate({"needed": 1, **value}, Typed, where="x")
+    assert caught.value.hint == hint
+
+
 def test_a_misspelled_key_is_reported_before_the_one_it_leaves_missing() -> None:
     """The reader sees the typo, not that the right name is absent."""
     with pytest.raises(UserError, match="unknown key 'unneeded'"):
