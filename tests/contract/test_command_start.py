@@ -50,7 +50,7 @@ def test_help_and_usage_errors_load_nothing_slow(target: str, arguments: list[st
     assert not set(SLOW_TO_IMPORT) & set(loaded.split())
 
 
-@pytest.mark.parametrize(("command", "status"), [(("serve_repo", "--stop"), 0), (("check_repo",), 2)])
+@pytest.mark.parametrize(("command", "status"), [(("serve_repo", "--stop"), 2), (("check_repo",), 2)])
 def test_repositories_are_checked_and_stopped_without_numerics(
     tmp_path: Path, command: tuple[str, ...], status: int
 ) -> None:

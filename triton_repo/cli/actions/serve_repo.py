@@ -35,7 +35,13 @@ from triton_repo.server import (
     stop_server,
     watch_server,
 )
-from triton_repo.settings import RepositoryManifest, read_repository
+from triton_repo.settings import (
+    REPOSITORY_NAME,
+    RepositoryManifest,
+    not_a_repository,
+    read_repository,
+    refuse_other_kind,
+)
 
 _EXPOSED = (
     "warning: listening on {address}: anyone who can reach these ports can send requests and read "
@@ -217,10 +223,19 @@ def _stop(repository: Path, drain_within_s: float, *, as_json: bool) -> None:
             _drain_running(repository, drain_within_s)
     finally:
         stopped = _end(repository, drain_within_s)
+    if not stopped:
+        _refuse_misspelled(repository)
     if as_json:
         console.show(json.dumps({"repository": str(repository), "stopped": stopped}))
         return
     console.show("stopped" if stopped else f"{repository}: no server was running")
+
+
+def _refuse_misspelled(folder: Path) -> None:
+    """Refuse a folder of another kind; not a damaged repository, whose server may have ended unexpectedly."""
+    if not (folder / REPOSITORY_NAME).exists():
+        raise not_a_repository(folder, REPOSITORY_NAME)
+    refuse_other_kind(folder)
 
 
 def _drain_running(repository: Path, drain_within_s: float) -> None:
