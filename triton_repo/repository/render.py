@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import engines
 from engines.build import MODEL_YAML, SERVE_YAML, served_model
 from engines.errors import MissingError, UserError
 from engines.files import MadeBy, source_of, write_json, write_text
-from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
+from engines.manifest import MANIFEST_NAME, EngineManifest, Notice, read_manifest
 from engines.outputs import whole_folder
 from triton_repo.audit import check_repository
 from triton_repo.interface import (
@@ -150,9 +151,7 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
     """
     relay_url = None if relay is None else relay.url
     manifest, resolved = resolve_for(engine_folder, settings, given, relay_url=relay_url, server=server)
-    alone = server == "trtllm-serve" and manifest.kind != "emulated"  # it reads the checkpoint's own tokenizer
-    source = None if alone else tokenizer or _engine_tokenizer(engine_folder, manifest)
-    checked = check_tokenizer(source, vocabulary=manifest.model.vocab_size) if source else ()
+    source, checked = checked_tokenizer(engine_folder, manifest, tokenizer, server=server)
     repository = RepositoryManifest(
         made_by=made_by,
         made_from=[source_of(engine_folder / MANIFEST_NAME)],
@@ -386,6 +385,23 @@ class Typed:
             row._replace(data_type=f"TYPE_{self._types[row.name].upper()}") if row.name in self._types else row
             for row in rows
         ]
+
+
+def checked_tokenizer(
+    engine_folder: Path, manifest: EngineManifest, given: Path | None, *, server: Server
+) -> tuple[Path | None, Sequence[Notice]]:
+    """Return the tokenizer's folder and what there is to say about it; None where the server reads the checkpoint's.
+
+    Args:
+        given: Folder with tokenizer.json; None: the engine's own.
+
+    Raises:
+        MissingError, UserError: As `check_tokenizer` does; or the engine has none.
+    """
+    if server == "trtllm-serve" and manifest.kind != "emulated":
+        return None, ()
+    source = given or _engine_tokenizer(engine_folder, manifest)
+    return source, check_tokenizer(source, vocabulary=manifest.model.vocab_size)
 
 
 def _engine_tokenizer(engine_folder: Path, manifest: EngineManifest) -> Path:

@@ -16,7 +16,7 @@ from engines.manifest import EngineManifest
 from engines.outputs import paths_named, refuse_existing
 from engines.yaml_text import parse_yaml
 from triton_repo.models.completions import CompletionsServer, RelayError
-from triton_repo.repository import render_repository, resolve_for
+from triton_repo.repository import checked_tokenizer, render_repository, resolve_for
 from triton_repo.settings import (
     Choice,
     Given,
@@ -44,6 +44,8 @@ def run(engine_dir: Path, **flags: Any) -> None:
     relay_url = _relay_url(flags["engine_url"], flags["engine_model"])
     if flags["explain"] or flags["dry_run"]:  # neither asks the server: it need not run
         explained = resolve_for(engine_dir, settings, given, relay_url=relay_url, server=flags["server"])
+        if flags["dry_run"] or flags["tokenizer"]:  # --explain also describes an engine without a tokenizer
+            checked_tokenizer(engine_dir, explained[0], flags["tokenizer"], server=flags["server"])
         _explain(*explained, flags)
         return
     refuse_existing(

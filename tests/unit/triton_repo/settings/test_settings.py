@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from engines.errors import UserError
 from engines.files import Document, MadeBy, write_json
@@ -298,11 +300,24 @@ def test_a_wrong_assignment_is_one_clear_error(
 
 def test_the_dry_run_is_a_serving_yaml(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What --dry-run prints can be given back, and changes nothing."""
-    assert _build(engine, "--dry-run") == 0
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    dry_run = ("--dry-run", "--tokenizer", tmp_path)
+    assert _build(engine, *dry_run) == 0
     said = capsys.readouterr().out
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(json.loads(said)))
-    assert _build(engine, "--serving", tmp_path / "again.yaml", "--dry-run") == 0
+    assert _build(engine, "--serving", tmp_path / "again.yaml", *dry_run) == 0
     assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [((), "the engine has no tokenizer"), (("--tokenizer", "missing"), "contains no tokenizer.json")]
+)
+def test_the_dry_run_refuses_a_tokenizer_that_the_build_would_refuse(
+    engine: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str
+) -> None:
+    """Both check the same one: the given one, or the engine's own."""
+    assert _build(engine, "--dry-run", *flags) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_an_engine_folder_is_no_repository(emulated: EngineManifest, tmp_path: Path) -> None:
