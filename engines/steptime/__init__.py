@@ -7,7 +7,7 @@ from engines.steptime.power import PowerModel, StepEnergy, power_model_for, why_
 from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, attended_tokens
-from engines.steptime.source import cached_step_time, favoured_source, step_time_for, step_time_of
+from engines.steptime.source import cached_step_time, favoured_source, step_time_for, step_time_of, step_time_words
 from engines.steptime.uncertainty import INTERVAL_SHARE, NONE, Z_95, Slowdown, StepTimeInterval, uncertainty
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "scaled",
     "step_time_for",
     "step_time_of",
+    "step_time_words",
     "uncertainty",
     "uniform",
     "why_no_power",

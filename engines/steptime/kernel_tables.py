@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,6 +65,7 @@ def smaller_tables(kernels: Kernels, system: str, head_size: int, folder: Path =
     return str(own) if made_of == _made_of() else None
 
 
+@cache
 def version_of(kernels: Kernels, system: str, folder: str | None) -> str:
     """Return the version of a framework's tables that a folder (None: the library's) states as the current one."""
     stated = yaml_data((_library_folder() if folder is None else Path(folder)) / _VERSIONS)

@@ -9,10 +9,11 @@ from engines.errors import MissingError
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import Factors, GpuSpec, Kernels, KvFormat, ModelSpec, PlacedModel, SpeculativeDecoding, loaded
 from engines.steptime.calibrated import Calibrated
+from engines.steptime.kernel_tables import version_of
 from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled
 from engines.steptime.shape import StepCost, StepTime
-from engines.steptime.silicon import Silicon
+from engines.steptime.silicon import SYSTEMS, Silicon
 from engines.steptime.speculative import Drafting, Speculative
 
 # GPUs on which measured kernels have lower held-out errors than data sheets; docs/measurements/fidelity.md has both.
@@ -99,6 +100,17 @@ def favoured_source(placed: PlacedModel, kernels: Kernels) -> tuple[Literal["roo
     if source.derived:
         return "roofline", f"data sheets: no measured kernels: {source.derived[0]}"
     return "silicon", f"measured kernels: more accurate than data sheets on held-out rows of {gpu.name}"
+
+
+def step_time_words(choice: StepTimeChoice, gpu: str) -> str:
+    """Return a source of step times; of measured kernels, with the framework and version whose kernels they are.
+
+    >>> step_time_words(StepTimeChoice(source="roofline"), "h100-sxm-80gb")
+    'roofline'
+    """
+    if choice.source == "roofline":
+        return choice.source
+    return f"{choice.source} ({choice.kernels} {version_of(choice.kernels, SYSTEMS[gpu], None)} kernels)"
 
 
 def step_time_for(manifest: EngineManifest) -> StepTime:

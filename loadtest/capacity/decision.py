@@ -8,6 +8,7 @@ from typing import Literal
 
 from engines.files import Strict
 from engines.spec import Accelerator, is_accelerator_file, milliseconds
+from engines.steptime import step_time_words
 from engines.units import three_digits
 from loadtest.capacity.accuracy import CandidateAccuracy, ranked_loss
 from loadtest.capacity.candidates import RANK, Basis, Candidate
@@ -57,6 +58,7 @@ class Row(Strict):
             that was simulated.
         limited_by: The objective that is missed first as the load grows.
         replicas: Size of the whole deployment including spares; `needed` excludes spares.
+        step_times: Their source; empty for a measured run.
         added: How many more replicas the fleet behind its router needs than one replica's own rate implies; negative
             if fewer.
         verdict: Result of the smallest simulated fleet; None if none was simulated.
@@ -79,6 +81,7 @@ class Row(Strict):
     reason: str | None = None
     scheduler_policy: str | None = None
     interval_source: str = ""
+    step_times: str = ""
     rate_per_s: float | None = None
     fleet_per_s: float | None = None
     limited_by: str | None = None
@@ -265,6 +268,7 @@ def _row(demand: Demand, market: Market, candidate: Candidate, found: ReplicaCap
         return row
     row = row.model_copy(
         update={
+            "step_times": "" if manifest is None else step_time_words(manifest.step_time, manifest.gpu.name),
             "rate_per_s": found.rate_per_s,
             "limited_by": found.promised.limited_by,
             "binding": found.binding,

@@ -10,7 +10,15 @@ from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
 from loadtest.capacity.output.page_figures import figures_of
 from loadtest.capacity.output.scaling_page import scaling_table
-from loadtest.capacity.output.terminal import milliseconds, number, objective_lines, rate_text, size_rows, what_of
+from loadtest.capacity.output.terminal import (
+    milliseconds,
+    number,
+    objective_lines,
+    rate_text,
+    size_rows,
+    step_time_lines,
+    what_of,
+)
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.sentences import impossible
@@ -51,6 +59,7 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
         missed=None if row is None or row.found is None else row.found,
         number=number,
         prices=sorted({row.gpu: row.price.words for row in plan.rows if row.price is not None}.items()),
+        step_times=[_sentence(line) for line in step_time_lines(plan.rows)],
         demand=plan.demand.model_dump_json(indent=1, exclude_defaults=True),
     )
 

@@ -167,7 +167,19 @@ def _show_rows(plan: CapacityPlan) -> None:
             loss = [loss_text(row)] if with_accuracy else []
             table.add_row(mark + row.name, *_cells(row), *loss, row.limited_by or "-")
     table_console().print(table)
+    for line in step_time_lines(plan.rows):
+        show(line)
     show("*: recommended; b: max batch size; t: max tokens per iteration; evicting: with max_utilization")
+
+
+def step_time_lines(rows: Sequence[Row]) -> list[str]:
+    """Return the sources of the rows' step times, each with its GPUs where there are several sources."""
+    gpus: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.step_times and row.rate_per_s is not None:
+            gpus.setdefault(row.step_times, {})[row.gpu] = None
+    on = {words: f" on {', '.join(of)}" if len(gpus) > 1 else "" for words, of in gpus.items()}
+    return [f"step times{where}: {words}" for words, where in on.items()]
 
 
 def _cells(row: Row) -> list[str]:

@@ -13,7 +13,7 @@ from engines.names import TOKENIZER_FILE
 from engines.outputs import paths_named, refuse_existing
 from engines.planning import Payoff, payoff_of
 from engines.spec import sources_named
-from engines.steptime import NONE, Slowdown
+from engines.steptime import NONE, Slowdown, step_time_words
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import load_options, scenario_of
 from loadtest.cli.tables import show_energy, show_intervals, show_speculation, show_summary, show_verdicts
@@ -76,7 +76,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     _show(
         summary,
         scenario,
-        f"step times: {manifest.step_time.source}; intervals: {rests_on}",
+        f"step times: {step_time_words(manifest.step_time, manifest.gpu.name)}; intervals: {rests_on}",
         _payoff(manifest, summary),
     )
     if flags["out"] is not None:
