@@ -16,7 +16,8 @@ SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 DOCUMENTS = [ROOT / "README.md", ROOT / "Dockerfile", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
 DOCUMENTS.append(ROOT / "docs" / "demo.sh")
 CALL = re.compile(rf"\b({'|'.join(SCRIPTS)})((?:\s+[^\s|&;`#]+)*)")
-LINK = re.compile(r"\]\(([^)#:]+)\)")
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+LINKING = [*(path for path in DOCUMENTS if path.suffix == ".md"), *(ROOT / "validation").glob("*.md")]
 
 
 def _calls() -> list[tuple[str, str, str]]:
@@ -40,7 +41,7 @@ def test_every_flag_in_a_document_exists(document: str, command: str, flag: str)
     assert flag in known | {"--help"}, document
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.suffix == ".md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", LINKING, ids=lambda path: path.name)
 def test_every_link_in_a_document_leads_somewhere(document: Path) -> None:
     """Files that a page links to are there."""
     for target in LINK.findall(document.read_text()):

@@ -15,7 +15,7 @@ from validation.calibrated import read_rows
 from validation.energy.cases import read_cases
 from validation.fidelity.cases import QUANTITIES, read_case, read_points
 from validation.fidelity.comparison import errors_of, predict_case, read_comparison
-from validation.fidelity.page import calibrated_table, tables_of
+from validation.fidelity.page import calibrated_table, missed_text, tables_of
 from validation.fidelity.predict import arguments_of
 
 energy, fit = Late("validation.energy.__main__", "load"), Late("validation.energy.fit", "load")  # both import SciPy
@@ -96,6 +96,7 @@ def test_the_page_is_made_of_the_files() -> None:
     page = (ROOT / "docs/measurements/fidelity.md").read_text("utf-8")
     assert tables_of([read_comparison(folder) for folder in CASES]) in page
     assert calibrated_table(read_rows()) in page
+    assert missed_text() in page
 
 
 def test_the_power_prior_is_the_fit_to_its_cases() -> None:

@@ -138,6 +138,12 @@ def rounding_text(found: Sequence[Compared]) -> str:
     return "" if not lines else "\nMean absolute errors from rounding alone:\n\n" + "\n".join(lines) + "\n"
 
 
+def missed_text() -> str:
+    """Return `missed.md`, with its links as from the page."""
+    text = (VALIDATION / "missed.md").read_text(encoding="utf-8")
+    return text.replace("](../docs/measurements/", "](").replace("](../docs/", "](../")
+
+
 def page_of(tables: str, found: Sequence[Compared]) -> str:
     """Return the page of the documentation."""
     sources = "\n".join(f"- {each}" for each in sorted({f"{one.case.source} ({one.case.licence})" for one in found}))
@@ -145,11 +151,10 @@ def page_of(tables: str, found: Sequence[Compared]) -> str:
     counted = sum(each is not None for one in found for each in one.beside)
     beside = f"\nNVIDIA's aisimulate predicted {counted} of the points, with its defaults.\n"
     share = "-" if not total else f"{100 * inside / total:.0f} % of {total}"
-    missed = (VALIDATION / "missed.md").read_text(encoding="utf-8")
     return PAGE_TEXT.format(
         coverage=coverage_table(found),
         rounding=rounding_text(found),
-        missed=missed,
+        missed=missed_text(),
         date=date.today().isoformat(),
         tables=tables,
         share=share,
