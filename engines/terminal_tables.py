@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -39,8 +40,9 @@ class TableConsole(Console):
 
 
 def table_console() -> TableConsole:
-    """Return a console on stdout for tables; 120 columns wide if stdout is not a terminal."""
-    return TableConsole(width=None if sys.stdout.isatty() else 120)
+    """Return a console on stdout for tables, as wide as COLUMNS says, or the terminal; to a file, 120 columns."""
+    unknown = 80 if sys.stdout.isatty() else 120
+    return TableConsole(width=shutil.get_terminal_size((unknown, 0)).columns)
 
 
 def _widest(console: Console, table: Table) -> int:

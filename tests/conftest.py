@@ -37,6 +37,7 @@ def pytest_configure() -> None:
     """Search for garbage as rarely as our commands do: tests call them in this process, whose heap is far larger."""
     gc.set_threshold(GARBAGE_OBJECTS)
     os.environ |= OFFLINE
+    os.environ.pop("COLUMNS", None)  # of the terminal that runs the tests: tables would be as narrow
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -40,6 +40,14 @@ def test_no_figure_of_a_table_is_cut_off(
     assert columns == 40 or all(word in said for word in ("requests", "tokens/s", "14.9?", "22.9?", "42.2?"))
 
 
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("0", 120), ("wide", 120), (None, 120)])
+def test_a_pipe_is_as_wide_as_columns_says(columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for `plan-capacity ... | less` with COLUMNS exported; without it, lines of 120 columns stay whole."""
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert table_console().width == width
+
+
 def test_words_stay_whole_where_they_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A long column is wrapped between words; a short one beside it, such as `predicted`, is not cut in two."""
     table = Table("candidate", "based on", "req/s", "TTFT p95", "ITL p99", "replicas", "$/month", "$/Mtok")
