@@ -7,14 +7,16 @@ import os
 import re
 import select
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -380,9 +382,9 @@ def _is_text(word: str) -> bool:
 
 def fail(command: str, message: str, hint: str | None) -> None:
     """Print an error and its hint to stderr, with control characters of what they quote escaped."""
-    print(f"{command}: error: {_escaped(message)}", file=sys.stderr)
+    progress(f"{command}: error: {_escaped(message)}")
     if hint:
-        print(f"hint: {_escaped(hint)}", file=sys.stderr)
+        progress(f"hint: {_escaped(hint)}")
 
 
 def _escaped(text: str) -> str:
@@ -391,7 +393,34 @@ def _escaped(text: str) -> str:
 
 def progress(text: str) -> None:
     """Print a line of progress to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(_broken(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def _broken(text: str, stream: TextIO) -> str:
+    """Return text whose long lines are broken between words if a terminal shows it, which would break them anywhere."""
+    if not stream.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    return "\n".join(_within(line, columns) if len(line) > columns else line for line in text.split("\n"))
+
+
+def _within(line: str, columns: int) -> str:
+    """Return a line broken between words, its later parts indented.
+
+    >>> print(_within("  fix: a-long-word, and another", 20))
+      fix: a-long-word,
+        and another
+    """
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    broken = textwrap.wrap(
+        line,
+        columns,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+    return "\n".join(broken)
 
 
 def time_left_text(done: int, total: int, elapsed_s: float) -> str:
@@ -406,8 +435,13 @@ def time_left_text(done: int, total: int, elapsed_s: float) -> str:
 
 
 def show(text: str) -> None:
-    """Print a line of results to stdout."""
+    """Print results to stdout unchanged: a document, or a line to copy."""
     print(text, flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line of results to stdout, on a terminal broken between words."""
+    show(_broken(text, sys.stdout))
 
 
 def wrote(path: Path, next_command: str | None = None) -> None:

@@ -6,7 +6,7 @@ import json
 
 from rich.table import Table
 
-from engines.console import show
+from engines.console import say, show
 from engines.files import to_json
 from engines.manifest import EngineManifest
 from engines.planning import BuildPlan, Explanation, Neighbour, explain
@@ -39,13 +39,13 @@ def show_explained(plan: BuildPlan, *, as_json: bool) -> None:
         rows = [{**choice.model_dump(), **_neighbour_facts(neighbours.get(choice.name))} for choice in plan.choices]
         show(json.dumps(rows, indent=2))
         return
-    show(f"{plan.name}: effects of other values are predicted by {STEP_TIMES[plan.step_time.source]}")
+    say(f"{plan.name}: effects of other values are predicted by {STEP_TIMES[plan.step_time.source]}")
     for choice in plan.choices:
-        show(f"\n{choice.name} = {choice.value}  ({choice.origin}: {choice.reason})")
+        say(f"\n{choice.name} = {choice.value}  ({choice.origin}: {choice.reason})")
         around = neighbours.get(choice.name)
         for label, side in (("down", _lower(around)), ("up", _upper(around))):
             if side is not None:
-                show(f"    {label:<5}{side.value}: {side.cost}")
+                say(f"    {label:<5}{side.value}: {side.cost}")
 
 
 def _lower(around: Explanation | None) -> Neighbour | None:
@@ -73,7 +73,7 @@ def show_quality(manifest: EngineManifest) -> None:
     quality = manifest.quality
     if quality is None:
         return
-    show(
+    say(
         f"measured on {quality.tokens} held-out tokens: perplexity {quality.perplexity_source:.3f} -> "
         f"{quality.perplexity_quantized:.3f}, KL divergence {quality.kl_divergence_nats:.4f} nats, "
         f"top-1 agreement {quality.top1_agreement_ratio:.1%}"
@@ -91,4 +91,4 @@ def show_pairs() -> None:
     for gpu in known_gpus().values():
         table.add_row(gpu.name, *(marks[verdict(p, gpu, "qwen3").status] for p in built))
     table_console().print(table)
-    show("yes: supported upstream; unlisted: can be built, verify its accuracy; -: impossible")
+    say("yes: supported upstream; unlisted: can be built, verify its accuracy; -: impossible")

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.console import show
+from engines.console import say, show
 from engines.errors import CommandError, UserError
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
@@ -131,7 +131,7 @@ def show_comparison(comparison: Comparison) -> None:
     table_console().print(table)
     for row in comparison.rows:
         if row.verdict_refused:
-            show(f"not built: {row.verdict}")
+            say(f"not built: {row.verdict}")
         elif row.built is not None:
             show(f"wrote {row.built}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engines.console import progress, show
+from engines.console import progress, say
 from engines.names import engine_title
 from engines.units import MS_PER_S, milliseconds, three_digits
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
@@ -33,7 +33,7 @@ def show_summary(summary: Summary) -> None:
     if summary.incomplete_note is not None:
         progress(summary.incomplete_note)
     if any("?" in cell for _, cells in rows for cell in cells):
-        show("?: the sample is too small for this percentile")
+        say("?: the sample is too small for this percentile")
     for issue in summary.validity_issues:
         progress(f"not valid: {issue.code}{_where(summary, issue.level)}: {issue.text}")
 
@@ -172,7 +172,7 @@ def show_verdicts(summary: Summary, scenario: Scenario) -> None:
         result = (
             f"missed: {'; '.join(missed)}" if missed else f"all met: {', '.join(each.objective for each in verdicts)}"
         )
-        show(f"objectives at {level.load} ({summary.label}): {result}")
+        say(f"objectives at {level.load} ({summary.label}): {result}")
 
 
 def _found(verdict: Verdict) -> str:
@@ -227,7 +227,7 @@ def show_knee(found: KneeResult) -> None:
         above = "no higher load was tried"
         if found.above is not None:
             above = f"missed at {found.above:.4g}: {', '.join(found.binding)}"
-        show(f"knee: {found.load:.4g} {found.unit} meet every objective; {above} ({found.label})")
+        say(f"knee: {found.load:.4g} {found.unit} meet every objective; {above} ({found.label})")
     doubtful = [each for each in found.tried if each.validity_issues]
     if doubtful:
         codes = dict.fromkeys(issue.code for each in doubtful for issue in each.validity_issues)
@@ -257,17 +257,17 @@ def show_calibration(found: Calibration) -> None:
             each.meaning + mark,
         )
     table_console().print(table)
-    show(f"expected before any point was seen: {found.prior or 'what is expected of any engine (--engine-profile)'}")
+    say(f"expected before any point was seen: {found.prior or 'what is expected of any engine (--engine-profile)'}")
     for shape in found.held_out:
         errors = " ".join(
             f"{name} {value:.1%}"
             for name, value in (("tokens/s", shape.tokens_per_s), ("ITL", shape.itl_s), ("TTFT (median)", shape.ttft_s))
             if value is not None
         )
-        show(f"held out {shape.isl}/{shape.osl}, {shape.points} points: {errors}")
+        say(f"held out {shape.isl}/{shape.osl}, {shape.points} points: {errors}")
     if found.drift:
         drift = " ".join(f"{name.removesuffix('_s')} {value:.1%}" for name, value in found.drift.items())
-        show(f"drift between repeated loads, part of every interval: {drift}")
+        say(f"drift between repeated loads, part of every interval: {drift}")
     for warning in found.warnings:
         progress(f"warning: {warning}")
 
@@ -291,7 +291,7 @@ def show_comparison(found: Comparison) -> None:
             table.add_row("" if place else level.load, *_change_cells(change))
         table.add_section()
     table_console().print(table)
-    show(found.verdict)
+    say(found.verdict)
     for each in found.differences:
         progress(f"differs: {each.key}: {each.baseline} -> {each.candidate}")
     for role, side in (("baseline", base), ("candidate", new)):

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from rich.table import Table
 
-from engines.console import command_line, show
+from engines.console import command_line, say, show
 from engines.errors import UserError
 from engines.files import Document, Strict, made_by, to_json
 from engines.spec import (
@@ -273,8 +273,8 @@ def _show_table(comparison: ModelComparison) -> None:
         table.add_row(*(_model_cells(row) if row.model != before else [""] * 4), *_rate_cells(row))
         before = row.model
     table_console().print(table)
-    show("bound: the maximum that peak memory bandwidth allows at one token per read of the weights")
-    show("predicted: from the roofline's step time, not measured; reached: by prediction")
+    say("bound: the maximum that peak memory bandwidth allows at one token per read of the weights")
+    say("predicted: from the roofline's step time, not measured; reached: by prediction; impossible: above the bound")
 
 
 def _model_cells(row: ComparedRow) -> list[str]:
@@ -287,7 +287,12 @@ def _model_cells(row: ComparedRow) -> list[str]:
 
 
 def _rate_cells(row: ComparedRow) -> list[str]:
-    return [row.precision, f"{row.tokens_per_s_predicted:.1f}", f"{row.tokens_per_s_bound:.1f}", row.claim]
+    return [
+        row.precision,
+        f"{row.tokens_per_s_predicted:.1f}",
+        f"{row.tokens_per_s_bound:.1f}",
+        row.claim.partition(":")[0],
+    ]
 
 
 def _show_answers(comparison: ModelComparison) -> None:
@@ -298,23 +303,23 @@ def _show_answers(comparison: ModelComparison) -> None:
         if alike:
             named = ", ".join(f"{one.model} ({one.tokens_per_s_fp16_bound:.1f} at most)" for one in alike)
             parts.append(f"physically {word} for {named}")
-    show(f"{claim} is {'; it is '.join(parts)}.")
+    say(f"{claim} is {'; it is '.join(parts)}.")
     for one in comparison.answers:
         reached = ", ".join(one.reached_by) or "none of these precisions"
         allowed = ", ".join(one.only_allowed_for) or "none"
-        show(f"{one.model}: predicted to reach it: {reached}; allowed by the bound, not predicted to: {allowed}")
-    show("The bound assumes one token per step; it does not apply to speculative decoding or batch sizes above 1.")
+        say(f"{one.model}: predicted to reach it: {reached}; allowed by the bound, not predicted to: {allowed}")
+    say("The bound assumes one token per step; it does not apply to speculative decoding or batch sizes above 1.")
 
 
 def _show_sources(comparison: ModelComparison) -> None:
-    show("\nsources:")
+    say("\nsources:")
     bandwidth = f"{comparison.gpu}, bandwidth {comparison.bandwidth_bytes_per_s / 1e12:g} TB/s"
     sourced = [(bandwidth, comparison.bandwidth)]
     for row in comparison.rows:
         sourced += [(_subject(row.model, name, figure), figure) for name, figure in row.sources.items()]
     kinds = get_args(Kind)
     for subject, figure in sorted(dict(sourced).items(), key=lambda pair: kinds.index(pair[1].kind)):
-        show(f"  {figure.kind:<10}  {subject}: {figure.source.removeprefix('computed: ')}")
+        say(f"  {figure.kind:<10}  {subject}: {figure.source.removeprefix('computed: ')}")
 
 
 def _subject(model: str, name: str, figure: Figure) -> str:

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from engines import units
-from engines.console import progress, show
+from engines.console import progress, say
 from engines.terminal_tables import table_console
 from loadtest.capacity.decision import Row, Sized
 from loadtest.capacity.inputs import Demand
@@ -44,24 +44,24 @@ def show_plan(plan: CapacityPlan) -> None:
         _show_money(plan)
         _show_sensitivity(plan)
         for each in plan.speculation:
-            show(f"{each.name}: {each.payoff.sentence}")
+            say(f"{each.name}: {each.payoff.sentence}")
         for note in (plan.sentence, plan.max_tokens_note, plan.smaller_gpu):
             if note is not None:
-                show("")
-                show(note)
+                say("")
+                say(note)
 
 
 def _show_demand(plan: CapacityPlan) -> None:
     traffic = plan.traffic
     hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", mean of its hour {number(traffic.hour_per_s)}"
-    show(
+    say(
         f"{plan.demand.name}: peak {number(traffic.planned_peak_per_s)} requests/s over "
         f"{plan.demand.peak_window_s:g} s "
         f"(today {number(traffic.peak_per_s)}{hour}), mean {number(traffic.mean_per_s * traffic.growth)}; "
         f"prompts {traffic.mean_isl:,.0f}, replies {traffic.mean_osl:,.0f} tokens, max_tokens {traffic.max_tokens:,}"
     )
     for line in objective_lines(plan.demand):
-        show(f"objectives{line}")
+        say(f"objectives{line}")
 
 
 def objective_lines(demand: Demand) -> list[str]:
@@ -168,8 +168,8 @@ def _show_rows(plan: CapacityPlan) -> None:
             table.add_row(mark + row.name, *_cells(row), *loss, row.limited_by or "-")
     table_console().print(table)
     for line in step_time_lines(plan.rows):
-        show(line)
-    show("*: recommended; b: max batch size; t: max tokens per iteration; evicting: with max_utilization")
+        say(line)
+    say("*: recommended; b: max batch size; t: max tokens per iteration; evicting: with max_utilization")
 
 
 def step_time_lines(rows: Sequence[Row]) -> list[str]:
@@ -243,20 +243,20 @@ def _show_scaling(plan: CapacityPlan) -> None:
     """Print the recommended control law, or why there is none."""
     scaling = plan.scaling
     if scaling is None:
-        show(f"autoscaler: {unscaled_words(plan)}")
+        say(f"autoscaler: {unscaled_words(plan)}")
         return
     chosen, fixed, cost = scaling.chosen, scaling.fixed, plan.autoscaled_usd_per_month
-    show(
+    say(
         f"autoscaler{_basis(plan)}: {law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} "
         f"minutes miss an objective, {chosen.gpu_hours:.1f} GPU hours a day"
         + ("" if cost is None else f", {cost:,.0f} USD a month")
     )
-    show(
+    say(
         f"{fixed.law.max_replicas} fixed replicas: {fixed.day_missed_minutes} minutes, "
         f"{fixed.gpu_hours:.1f} GPU hours a day" + ("" if scaling.pays else f": {NOT_PAYING}")
     )
     if scaling.check is not None:
-        show(check_words(scaling.check))
+        say(check_words(scaling.check))
 
 
 def _show_money(plan: CapacityPlan) -> None:
@@ -269,7 +269,7 @@ def _show_money(plan: CapacityPlan) -> None:
                 table.add_row(*cells)
             table_console().print(table)
         else:
-            show(each.title)
+            say(each.title)
         for note in each.notes:
             progress(note)
 
@@ -310,7 +310,7 @@ def show_compared(together: Compared) -> None:
     table_console().print(table)
     for side in together.sides:
         if side.nearest is not None:
-            show(f"{side.change}: {side.nearest}")
+            say(f"{side.change}: {side.nearest}")
 
 
 def show_verification(found: Verification) -> None:
@@ -333,12 +333,12 @@ def show_verification(found: Verification) -> None:
         )
     table_console().print(table)
     if found.kind == "emulated":
-        show(
+        say(
             "the engine was emulated: this checks the plan against this project's step times behind a real "
             "server, not against a GPU"
         )
     if found.held:
-        show("the plan is verified: every objective was met at the planned load")
+        say("the plan is verified: every objective was met at the planned load")
 
 
 def number(value: float | None) -> str:

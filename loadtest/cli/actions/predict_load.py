@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.console import command_line, quoted, show, wrote
+from engines.console import command_line, quoted, say, show, wrote
 from engines.errors import MissingError, UserError
 from engines.files import Source, made_by, require_file, source_of, to_json
 from engines.manifest import EngineManifest, manifest_path, read_manifest
@@ -129,8 +129,8 @@ def _show(summary: Summary, scenario: Scenario, provenance: str, payoff: Payoff 
     show_energy(summary)
     show_verdicts(summary, scenario)
     if payoff is not None:
-        show(f"{payoff.sentence} (predicted in closed form, requests of {payoff.isl:,}/{payoff.osl:,} tokens)")
-    show(provenance)
+        say(f"{payoff.sentence} (predicted in closed form, requests of {payoff.isl:,}/{payoff.osl:,} tokens)")
+    say(provenance)
 
 
 def _summary(found: Prediction) -> Summary:

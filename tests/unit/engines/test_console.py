@@ -7,7 +7,7 @@ import errno
 import click
 import pytest
 
-from engines.console import Command, common_flags
+from engines.console import Command, common_flags, progress, say, show
 from engines.errors import CommandError, MissingError, TargetMissedError, ToolError, UserError
 
 
@@ -177,3 +177,23 @@ def test_a_word_without_its_flag_is_named(capsys: pytest.CaptureFixture[str]) ->
         assert ended.value.code == 2
         hinted = capsys.readouterr().err.splitlines()[-1]
         assert hinted == "hint: put a flag before a.csv, or omit it; do-thing --help lists every flag"
+
+
+def test_a_terminal_gets_lines_broken_between_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would break them anywhere. A pipe gets each line whole, and what is shown for copying is never broken."""
+    line = "the price of h100-sxm-80gb is old: " + "check it, " * 20
+    monkeypatch.setenv("COLUMNS", "40")
+    say(line)
+    progress(line)
+    assert capsys.readouterr() == (f"{line}\n", f"{line}\n")
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    say(line)
+    progress(line)
+    show(line)
+    out, err = capsys.readouterr()
+    assert out == f"{err}{line}\n"
+    assert max(map(len, err.splitlines())) <= 40
+    assert err.split() == line.split()

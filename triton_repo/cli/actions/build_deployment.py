@@ -88,4 +88,4 @@ def _show_plan(plan: DeploymentPlan) -> None:
     console.show(f"image {plan.image}, GPUs {plan.gpus}, memory {plan.memory_bytes / 2**30:.0f} GiB")
     console.show(f"longest reply {plan.longest_reply_s:g} s ({plan.longest_reply_from}); grace {plan.termination_s} s")
     for notice in plan.notices:
-        console.show(f"notice: {notice}")
+        console.say(f"notice: {notice}")

@@ -155,7 +155,7 @@ def _explain(engine: EngineManifest, resolved: Resolved, flags: dict[str, Any]) 
     for choice in resolved.choices:
         console.show(_explained(choice))
     for notice in resolved.notices:
-        console.show(f"notice: {notice.text}")
+        console.say(f"notice: {notice.text}")
 
 
 def _explained(choice: Choice) -> str:
@@ -177,10 +177,8 @@ def _show_repository(repository: RepositoryManifest) -> None:
     if repository.relay is not None:
         console.show(f"relayed: what is measured is {repository.relay.model} at {repository.relay.url}, behind Triton")
     for notice in repository.notices:
-        console.show(f"notice: {notice.text}")
+        console.say(f"notice: {notice.text}")
     if repository.variant == "trtllm_serve":
-        console.show(f"checked: every argument is one that TensorRT-LLM {choices_of(engine).version} knows; tokenizer")
+        console.say(f"checked: every argument is one that TensorRT-LLM {choices_of(engine).version} knows; tokenizer")
         return
-    console.show(
-        "checked: config.pbtxt against Triton's ModelConfig, tensors against TensorRT-LLM's, limits, tokenizer"
-    )
+    console.say("checked: config.pbtxt against Triton's ModelConfig, tensors against TensorRT-LLM's, limits, tokenizer")

@@ -58,5 +58,5 @@ def _session(checkpoint: Path | None, precision: str | None, flags: dict[str, An
 def _tell(link: Link, outcome: Outcome) -> None:
     """Print one link, what it was checked against, and its outcome."""
     console.show(f"{outcome.status:<11}  {link.id}: {link.title} ({outcome.seconds:.1f} s)")
-    console.show(f"             checked against: {link.held_to}: {link.evidence}")
-    console.show(f"             seen: {outcome.detail}")
+    console.say(f"             checked against: {link.held_to}: {link.evidence}")
+    console.say(f"             seen: {outcome.detail}")

@@ -28,8 +28,8 @@ def run(repository: Path, as_json: bool, verbose: bool) -> None:
 def _show_findings(repository: Path, findings: list[Finding], *, verbose: bool) -> None:
     shown = [finding for finding in findings if verbose or finding.severity != "advice"]
     for finding in shown:
-        console.show(f"{finding.severity}: {finding.file}: {finding.what}")
-        console.show(f"  fix: {finding.fix}")
+        console.say(f"{finding.severity}: {finding.file}: {finding.what}")
+        console.say(f"  fix: {finding.fix}")
     counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning", "advice")}
     advice = f"{counts['advice']} recommendation{'s' * (counts['advice'] != 1)}"
     if not counts["error"] and not counts["warning"]:
