@@ -218,9 +218,16 @@ class Observations:
         )
 
     def confidence(self, objectives: Mapping[str, Objectives], *, z: float, stretch: float = 1.0) -> Confidence:
-        """Return which objectives are met, missed and undecided, at `z` standard deviations."""
+        """Return which objectives are met, missed and undecided, at `z` standard deviations.
+
+        A single window may end in a burst: its growing queue decides nothing.
+        """
         found = confidence_of(self._whole(), objectives, z=z, stretch=stretch)
-        return found if self._stability().met else found._replace(missed=(*found.missed, QUEUE))
+        if self._stability().met:
+            return found
+        if self.windows == 1:
+            return found._replace(undecided=(*found.undecided, QUEUE))
+        return found._replace(missed=(*found.missed, QUEUE))
 
     def _stability(self) -> Verdict:
         table = self._whole()
@@ -241,10 +248,19 @@ class Observations:
 
 
 def _growth(sent_s: Floats, done_s: Floats, begin_s: float, end_s: float) -> float:
-    """Return the growth of requests in flight from a window's middle to its end, beyond chance."""
+    """Return the growth of requests in flight from a window's middle to its end, beyond that of the load and chance.
+
+    Bursts bring requests, and no queue keeps them: what was sent within a mean request's duration is not growth.
+    """
+    middle_s = (begin_s + end_s) / 2
+    life_s = min(float(np.mean(done_s - sent_s)), middle_s - begin_s) if len(sent_s) else 0.0
 
     def in_flight(at_s: float) -> int:
         return int(((sent_s <= at_s) & (done_s > at_s)).sum())
 
-    before, after = in_flight((begin_s + end_s) / 2), in_flight(end_s)
-    return max(0.0, after - before - CHANCE * math.sqrt(before + after))
+    def sent_before(at_s: float) -> int:
+        return int(((sent_s <= at_s) & (sent_s > at_s - life_s)).sum())
+
+    before, after = in_flight(middle_s), in_flight(end_s)
+    more_sent = max(0, sent_before(end_s) - sent_before(middle_s))
+    return max(0.0, after - before - more_sent - CHANCE * math.sqrt(before + after))

@@ -14,7 +14,8 @@ from engines.files import MadeBy
 from engines.spec import Host
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 from loadtest.capacity.simulation.demand_requests import SimRequest
-from loadtest.capacity.simulation.observations import Observations
+from loadtest.capacity.simulation.observations import QUEUE, Observations
+from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import collect, sent_of
 from loadtest.capacity.simulation.request_table import weighted_spread
 from loadtest.capacity.simulation.traffic_sample import TrafficSample
@@ -45,8 +46,8 @@ class Flat:
         return DecodeLine(STEP_S, 0.0, math.inf)
 
 
-def mean_wait_s(slots: int, times_s: list[float], replies: list[int]) -> float:
-    """Return the mean time a request waits for a slot in a batcher of so many."""
+def seen_of(slots: int, times_s: list[float], replies: list[int]) -> RateResult:
+    """Return what a batcher of so many slots shows; the first twentieth of the requests is not measured."""
     limits = BatcherSettings(
         max_batch_size=slots, max_num_tokens=4096, max_seq_len=100_000, tokens_per_block=64, kv_blocks=100_000
     )
@@ -54,7 +55,12 @@ def mean_wait_s(slots: int, times_s: list[float], replies: list[int]) -> float:
     stretch = TrafficSample(asks, times_s[len(times_s) // 20], times_s[-1] + 1e-9)
     found = Observations()
     collect(VirtualServer(Batcher(limits, Flat()), Arrivals(sent_of(stretch))), stretch, found)
-    seen = found.result(WANTED, rate_per_s=1.0)
+    return found.result(WANTED, rate_per_s=1.0)
+
+
+def mean_wait_s(slots: int, times_s: list[float], replies: list[int]) -> float:
+    """Return the mean time a request waits for a slot in a batcher of so many."""
+    seen = seen_of(slots, times_s, replies)
     assert seen.level.ttft_s is not None
     return seen.level.ttft_s.mean - STEP_S  # the first token comes a step after its slot
 
@@ -90,6 +96,19 @@ def test_slots_with_random_replies_are_erlang_c(slots: int, use: float) -> None:
     found_s = mean_wait_s(slots, times_s, replies)
     # Who comes during a step waits it out: half a step on average, on top of what the continuous queue makes.
     assert found_s - STEP_S / 2 == pytest.approx(expected_s, rel=0.15)
+
+
+def test_a_queue_grows_where_slots_are_short_and_not_where_a_burst_ends_the_window() -> None:
+    """Of forty windows of bursty arrivals, none shows a growing queue with slots for all, most with half as many."""
+    rate_per_s, tokens = 160.0, 200  # 32 in flight on average
+    rng = np.random.default_rng(3)
+    growing = {1000: 0, 16: 0}
+    for _ in range(40):
+        times_s = np.cumsum(rng.gamma(1 / 9, 9 / rate_per_s, 400)).tolist()  # gaps with a coefficient of variation of 3
+        for slots in growing:
+            growing[slots] += QUEUE in seen_of(slots, times_s, [tokens] * len(times_s)).missed
+    assert growing[1000] == 0
+    assert growing[16] > 20
 
 
 def test_figures_are_those_of_the_records() -> None:
