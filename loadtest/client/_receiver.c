@@ -59,6 +59,13 @@ static char received[RECEIVE_BYTES]; /* of one receive, under the lock */
 
 static double seconds_of(const struct timespec *time) { return (double)time->tv_sec + (double)time->tv_nsec * 1e-9; }
 
+static double now_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return seconds_of(&now);
+}
+
 /* Returns the memory, moved where it had too little room; NULL where there is none. */
 static void *with_room(void *memory, Py_ssize_t *room, Py_ssize_t needed, size_t each)
 {
@@ -155,10 +162,9 @@ static bool receive(Receiver *self)
         self->error = errno;
         return true;
     }
-    struct timespec now, real;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    struct timespec real;
+    self->read_s = now_s();
     clock_gettime(CLOCK_REALTIME, &real);
-    self->read_s = seconds_of(&now);
     if (!size) self->closed = true;
     ssize_t head_bytes = self->quiet == STREAM ? stream_head_bytes(received, size) : 0;
     if (head_bytes) self->quiet = CHUNKS;
@@ -283,7 +289,8 @@ static PyTypeObject receiver_type = {
 #ifdef __linux__
 /* -- a thread that receives for many receivers ----------------------------------------------------------------- */
 
-enum { EVENTS = 256, PAUSE_BYTES = 1 << 20 }; /* a receiver that keeps more waits until it was looked at */
+enum { EVENTS = 256, PAUSE_BYTES = 1 << 17 }; /* a receiver that keeps more waits until it was looked at */
+static const double LOOKS_S = 0.02; /* until the loop has its turn: what was received in a flood takes long to parse */
 enum { HUNG_UP = EPOLLRDHUP | EPOLLHUP | EPOLLERR };
 
 typedef struct {
@@ -359,8 +366,8 @@ static void unlink_due(Thread *self, Receiver *receiver)
     receiver->is_due = false;
 }
 
-/* Looks at every receiver that is due now; what one's wake raises leaves the others due. Those that become due meanwhile
- * wait for the next call: a flood on one connection must not keep the loop from its timers. */
+/* Looks at the receivers that are due now, for `LOOKS_S`; what one's wake raises leaves the others due. Those that become
+ * due meanwhile wait for the next call, too: a flood must not keep the loop from its timers. */
 static PyObject *look_at_due(PyObject *object, PyObject *Py_UNUSED(arguments), PyObject *Py_UNUSED(named))
 {
     Thread *self = (Thread *)object;
@@ -370,7 +377,8 @@ static PyObject *look_at_due(PyObject *object, PyObject *Py_UNUSED(arguments), P
     int left = 0;
     for (Receiver *each = self->first; each; each = each->next) left++;
     pthread_mutex_unlock(&lock);
-    for (;; left--) {
+    double end_s = now_s() + LOOKS_S;
+    for (;; left = now_s() < end_s ? left - 1 : 0) {
         pthread_mutex_lock(&lock);
         Receiver *receiver = left > 0 ? self->first : NULL;
         if (left <= 0 && self->first) eventfd_write(self->due, 1);
