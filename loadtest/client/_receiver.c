@@ -601,10 +601,11 @@ static bool take_lines(Events *events, const char *data, Py_ssize_t line, Py_ssi
         const char *from = data + line, *stop = memchr(from, '\n', (size_t)(last - line));
         line = stop + 1 - data;
         if (stop - from < 5 || memcmp(from, "data:", 5)) continue;
+        Py_ssize_t ended = line - (stop[-1] == '\r'); /* that ends the line, too */
         for (from += 5; from < stop && is_space(*from);) from++;
         while (stop > from && is_space(stop[-1])) stop--;
         Py_ssize_t pieces = PySequence_Fast_GET_SIZE(events->ends);
-        while (events->piece < pieces && PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(events->ends, events->piece)) < line)
+        while (events->piece < pieces && PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(events->ends, events->piece)) < ended)
             events->piece++;
         if (events->piece >= PySequence_Fast_GET_SIZE(events->arrivals)) {
             PyErr_SetString(PyExc_IndexError, "an event after the last piece");

@@ -417,7 +417,8 @@ def _event_chunks(
             line_end = data.index(b"\n", line)
             if data[line : line + 5] == b"data:":
                 messages.append(data[line + 5 : line_end].strip())
-                times_s.append(arrivals_s[bisect_left(ends, line_end + 1)])
+                ended = line_end + (data[line_end - 1] != ord("\r"))  # that ends the line, too
+                times_s.append(arrivals_s[bisect_left(ends, ended)])
             line = line_end + 1
         begin = last + 2
     return messages, times_s, begin

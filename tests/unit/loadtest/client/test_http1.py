@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadtest.client import http1
@@ -344,6 +344,9 @@ def test_the_compiled_form_finds_the_same_events(data: bytes, begin: int, cuts: 
 
 
 @given(CHUNKS, st.lists(st.integers(0, 600), max_size=20), st.sampled_from([b"", b"Date: now\r\n"]))
+@example(
+    [b'18\r\ndata: {"text": "tick"}\n\n\r\n', b"b\r\ndata: a\r\n\r\n\r\n"], [132], b"Date: now\r\n"
+)  # within CR LF
 def test_a_whole_reply_with_a_known_head_is_what_the_parser_would_find(
     chunks: list[bytes], cuts: list[int], dated: bytes
 ) -> None:
