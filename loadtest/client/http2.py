@@ -225,7 +225,8 @@ class GrpcSession(Session):
             return
         if flags & PADDED:
             payload = _unpadded(payload)
-        self._payloads.add(payload, read_s, delay_s)
+        if payload:
+            self._payloads.add(payload, read_s, delay_s)
         if flags & END_STREAM:
             self.ended = True
 

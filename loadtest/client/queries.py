@@ -74,10 +74,16 @@ def call(endpoint: Endpoint, method: str, request: bytes, *, limit_s: float = AN
     path = f"/inference.GRPCInferenceService/{method}"
     session = GrpcSession(call_headers(path, endpoint.authority, tls=endpoint.tls))
     messages: list[bytes] = []
+
+    def take(found: list[bytes], _: object) -> None:
+        messages.extend(found[:2])  # a second one is an error, and a flood of them would fill the memory
+        if len(messages) > 1:
+            raise ProtocolError("more than one response to a call")
+
     deadline, buffer = Deadline(limit_s), bytearray(65_536)
     try:
         with _connected(endpoint, deadline) as connection:
-            connection.sendall(session.begin(request, lambda found, _: messages.extend(found)))
+            connection.sendall(session.begin(request, take))
             while not session.ended:
                 count = received(connection, buffer, deadline)
                 if not count:

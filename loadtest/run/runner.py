@@ -360,8 +360,9 @@ def _require_success(
     measured = sum(level.measured for level in observations.values())
     if not any(level.good for level in observations.values()):
         errors = (level.first_error for level in observations.values() if level.first_error)
+        why = next(errors, "no error was recorded")
         raise MissingError(
-            f"none of {measured} measured requests succeeded: {next(errors, 'no error was recorded')}",
+            f"none of {measured} measured requests succeeded: {why}" if measured else f"no request was measured: {why}",
             hint=f"the records are in {out / REQUESTS_NAME}",
         )
 

@@ -39,7 +39,7 @@ class LevelObservations:
         good: Those that succeeded.
         incomplete: Measured requests that the end of the run cut short.
         lost: Requests in flight in a lost generator.
-        first_error: First error of a measured request.
+        first_error: First error of a measured request; if no such error is known, of one before them.
     """
 
     late: LogHistogram = field(default_factory=LogHistogram)
@@ -57,7 +57,7 @@ class LevelObservations:
         late.add(records.sent_s - records.scheduled_s)
         gaps.add(records.select(records.phase == PHASES.index("measure")).gaps_s)
         measured = records.select(records.measured)
-        errors = (measured.errors[place] for place in measured.error if place != UNKNOWN)
+        errors = (each.errors[place] for each in (measured, records) for place in each.error if place != UNKNOWN)
         return cls(
             late,
             gaps,

@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -182,6 +183,17 @@ def test_data_after_the_end_of_a_call_is_not_kept() -> None:
     assert heard.messages == [b"one", b"two", b"thr"] * 2
 
 
+def test_frames_without_data_are_not_kept() -> None:
+    """A flood of them costs no memory."""
+    heard = Heard()
+    flood = Pieces.of(frame(DATA, 0, 1) * 1000, 0.0)
+    tracemalloc.start()
+    for _ in range(10):
+        heard.session.take(flood)
+    assert tracemalloc.get_traced_memory()[0] < 10_000
+    tracemalloc.stop()
+
+
 def test_a_server_going_away_lets_the_call_end() -> None:
     """A call the server still serves goes on; the next one needs another connection."""
     heard = Heard()
@@ -260,3 +272,22 @@ def test_a_call_to_a_server_without_triton_is_one_error(server: Endpoint) -> Non
     """What answers there is no Triton: one clear error, no traceback."""
     with pytest.raises(MissingError, match="ServerMetadata: UNIMPLEMENTED"):
         call(server, "ServerMetadata", b"")
+
+
+def test_a_call_takes_one_response() -> None:
+    """A flood of responses is an error at the second one; kept to the deadline, they took 591 MB."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def flood() -> None:
+            with listener.accept()[0] as connection, suppress(OSError):
+                connection.sendall(frame(SETTINGS, 0, 0) + _headers(hpack.Encoder(), NO_STATUS))
+                while True:
+                    connection.sendall(frame(DATA, 0, 1, _message(b"x") * 2000))
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        endpoint = Endpoint(host="127.0.0.1", port=listener.getsockname()[1], protocol="triton-grpc")
+        with pytest.raises(MissingError, match="ServerMetadata: more than one response"):
+            call(endpoint, "ServerMetadata", b"")
+        thread.join(10)
+        assert not thread.is_alive()

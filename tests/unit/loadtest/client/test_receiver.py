@@ -470,6 +470,28 @@ def test_a_flood_on_one_connection_leaves_the_loop_its_turn(pairs: list[tuple[so
 
 
 @needs_thread
+def test_long_looks_leave_the_loop_its_turn(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """What 64 servers sent in a flood takes seconds to parse: receivers after the first wait for the loop's timers."""
+    looks: list[int] = []
+
+    def look_long() -> None:
+        looks.append(1)
+        time.sleep(0.03)
+
+    thread = ReceivingThread()
+    receivers = [Receiver(here, look_long) for here, _ in pairs]
+    for receiver, (_, there) in zip(receivers, pairs, strict=True):
+        thread.add(receiver)
+        there.sendall(b"x")
+    _await_received(receivers)
+    for count in range(1, 4):
+        assert select.select([thread], [], [], 0)[0]
+        thread()
+        assert len(looks) == count
+    assert not select.select([thread], [], [], 0)[0]
+
+
+@needs_thread
 def test_what_waking_one_raises_leaves_the_others_due(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     """The error is raised, and the rest is still told of."""
     looked: list[int] = []
