@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from engines.errors import UserError
+from engines.worker_pool import WorkerPool
 
 # What the libraries read for their number of threads, before they are loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -51,8 +51,7 @@ def run_pinned(cores: tuple[int, ...], work: Callable[P, T], *args: P.args, **kw
     Args:
         work: Of a module that loads no such library when it is imported: their threads are counted once, on loading.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_pin, initargs=(cores,)) as pool:
+    with WorkerPool(1, method="spawn", begin=partial(_pin, cores)) as pool:
         return pool.submit(work, *args, **kwargs).result()
 
 

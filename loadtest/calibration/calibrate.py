@@ -7,7 +7,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from engines.console import time_left_text
 from engines.errors import UserError
 from engines.files import Document
 from engines.spec import SPLIT, Waves
+from engines.worker_pool import WorkerPool
 from loadtest.calibration.fit import SIGMA, Fitted
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import (
@@ -64,7 +65,7 @@ def calibrate(
     shapes = _shapes_to_hold(points)
     progress(f"{len(points)} points; fitting them, and {len(shapes)} times with one shape of prompt and reply left out")
     began_s = clock()
-    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with WorkerPool(os.cpu_count() or 1, method="fork") as pool:
         whole = pool.submit(fit_best, request, points)
         fits_without = {shape: pool.submit(_fit_without, request, shape) for shape in shapes}
         fits: list[Future[Any]] = [whole, *fits_without.values()]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -20,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from engines.console import time_left_text
 from engines.errors import DISTRIBUTION, MissingError
 from engines.files import write_json
-from engines.processes import ending_with_parent
+from engines.worker_pool import WorkerPool
 
 TaskT = TypeVar("TaskT")
 FoundT = TypeVar("FoundT", bound=BaseModel)
@@ -53,8 +51,6 @@ class Work(NamedTuple, Generic[TaskT, FoundT]):
 class Workers:
     """A pool of processes that lasts for the whole plan; empty if one process is enough, or if Ray does the work.
 
-    Workers end with this process, however it ends, and ignore Ctrl-C, which the parent handles.
-
     Attributes:
         done: Tasks completed so far, over all batches of the plan.
     """
@@ -63,7 +59,7 @@ class Workers:
         self.count = count
         self.done = 0
         self.on_ray = on_ray
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: WorkerPool | None = None
 
     def run(
         self, function: Callable[[TaskT], FoundT], tasks: Sequence[tuple[int, TaskT]]
@@ -78,58 +74,27 @@ class Workers:
         elif self.count <= 1 or (self._pool is None and len(tasks) <= 1):
             yield from ((place, function(task)) for place, task in tasks)
         else:
-            pool = self._started()
-            with _without_ctrl_c():  # inherited by processes started now; they end through the parent
-                waiting = {pool.submit(function, task): place for place, task in tasks}
+            if self._pool is None:
+                self._pool = WorkerPool(self.count, method="spawn")  # a fork would copy locks held by other threads
+            waiting = {self._pool.submit(function, task): place for place, task in tasks}
             for each in as_completed(waiting):
                 yield waiting[each], each.result()
 
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # a fork would copy locks held by the parent's threads
-            self._pool = ProcessPoolExecutor(self.count, context, _begin_worker, (ending_with_parent(),))
-        return self._pool
-
-    def close(self, *, at_once: bool = False) -> None:
-        """End the processes; `at_once` aborts their current tasks, and waits for the end.
-
-        Python 3.11, as it exits, wakes the thread of a pool that is ending by a pipe that this thread may just have
-        closed: a traceback after the line that says why the command ends.
-        """
+    def close(self) -> None:
+        """End the processes at once."""
         pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        for child in multiprocessing.active_children() if at_once else ():
-            child.terminate()
-        pool.shutdown(wait=at_once, cancel_futures=True)
-
-
-@contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Defer Ctrl-C within the block; it is delivered afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if pool is not None:
+            pool.close()
 
 
 @contextmanager
 def workers_of(count: int, *, on_ray: bool = False) -> Iterator[Workers]:
-    """Provide workers and end them with the block; at once after an error or Ctrl-C."""
+    """Provide workers and end them with the block."""
     workers = Workers(count, on_ray=on_ray)
     try:
         yield workers
-    except BaseException:
-        workers.close(at_once=True)
-        raise
-    workers.close()
-
-
-def _begin_worker(end_with_parent: Callable[[], None]) -> None:
-    """Make a worker end with its parent and ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    finally:
+        workers.close()
 
 
 def do(

@@ -32,7 +32,7 @@ _START = "import importlib, sys; m, _, n = sys.argv.pop(1).partition(':'); getat
 
 def _target(name: str) -> str:
     module = name.split(maxsplit=1)[0].replace("-", "_")
-    room = "engines" if module == "build_engine" else "loadtest"
+    room = "engines" if module in {"build_engine", "describe_machine"} else "loadtest"
     return f"{room}.cli.start:{module}"
 
 
@@ -226,14 +226,29 @@ objectives: {ttft_s: {p99: 2.0}, itl_s: {p99: 0.1}}
 """
 
 
+_POINTS = "concurrency_or_batch,isl,osl,ttft_ms,itl_ms,throughput_out_tok_s\n" + "".join(
+    f"{users},{isl},200,{20 + users * isl / 100:g},{6 + users / 10:g},\n"
+    for users in (1, 4, 16, 64)
+    for isl in (200, 500, 1000, 2000, 4000)
+)
+# Commands with worker processes, and how many processes have work for half a second.
+_WITH_WORKERS = {
+    "plan-capacity demand.yaml --workers 2 --fresh": 3,
+    "calibrate-engine --measurements points.csv --model llama-3-8b --gpu h100-sxm-80gb --precision fp8": 2,
+    "describe-machine --device cpu --out host.yaml": 1,
+}
+
+
 @pytest.mark.quiet
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_plan_capacity_takes_its_workers_along(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("line", "at_work"), _WITH_WORKERS.items(), ids=[line.split()[0] for line in _WITH_WORKERS])
+def test_a_command_takes_its_workers_along(tmp_path: Path, line: str, at_work: int, number: signal.Signals) -> None:
     """Ctrl-C reaches the whole group, as in a terminal; killed, the command can end nobody: its workers end anyway."""
     (tmp_path / "demand.yaml").write_text(_DEMAND)
-    process = _start("plan-capacity", "demand.yaml --workers 2 --fresh", tmp_path)
+    (tmp_path / "points.csv").write_text(_POINTS)
+    process = _start(*line.split(maxsplit=1), tmp_path)
     try:
-        _await(lambda: sum(_cpu_s(pid) > 0.5 for pid in _group(process.pid)) >= 3, "no workers at work")
+        _await(lambda: sum(_cpu_s(pid) > 0.5 for pid in _group(process.pid)) >= at_work, "no workers at work")
         begin_s = time.monotonic()
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         _, err = process.communicate(timeout=PATIENCE_S)
