@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,9 +14,9 @@ from engines.emulator import settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import SPLIT, EngineProfile, Waves, waves_on
 from engines.steptime import step_time_for
-from loadtest.calibration.fit import Fitted, Known, fit, load_key, load_places
+from loadtest.calibration.fit import MAX_STDDEVS, MOVED_RATIO, Fitted, Known, fit, load_key, load_places
 from loadtest.calibration.measured_points import Point
-from loadtest.calibration.parameters import Array, Prior, prior_of
+from loadtest.calibration.parameters import PLACE, Array, Prior, prior_of
 from loadtest.calibration.trial import FitContext, observe
 
 MANY_POINTS = 16  # with more points than this, structures are compared on those of every second load
@@ -120,13 +121,21 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
 def _compared(request: Request, points: Sequence[Point]) -> tuple[Structure, dict[Structure, Fitted]]:
     """Return the structure that explains points best, and the fit of every structure.
 
-    Attention is chosen first, at the largest token budget, then the budget, which starts from the best result so far. A
-    structure that cannot become the best is left early.
+    First is decided, at the largest token budget, whether the server's output is a bottleneck: nothing depends on it
+    below that limit, so no fit that starts there finds it. Then attention is chosen, then the budget, which starts from
+    the best result so far. What cannot become the best is left early.
     """
     waves = waves_of(request.manifest, request.profile)
     budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
     best = Structure(budgets[-1], waves[-1])
     tried = {best: fit(fit_context_of(request, best), points, trials=_WHOLE)}
+    is_limited, start = False, _at_the_output_limit(request.prior(best.waves), points)
+    if start is not None:
+        limited = fit(fit_context_of(request, best), points, trials=_WHOLE, start=start, cost_to_beat=tried[best].cost)
+        moved = limited.logs - request.prior(best.waves).expected  # what has no effect returns to what is expected
+        is_limited = limited.cost < tried[best].cost and moved[PLACE["stream_token_s"]] > MOVED_RATIO
+        if is_limited:
+            tried[best] = limited
     changes: list[dict[str, Any]] = [{"waves": each} for each in waves[:-1]]
     changes += [{"max_num_tokens": each} for each in budgets[:-1]]
     for change in changes:
@@ -135,8 +144,24 @@ def _compared(request: Request, points: Sequence[Point]) -> tuple[Structure, dic
         if structure.waves == best.waves:
             other = fit(context, points, trials=_NEAR, start=found.logs, cost_to_beat=found.cost)
         else:  # the optimum of another kernel can be a poor starting point
-            other = fit(context, points, trials=_WHOLE, cost_to_beat=found.cost)
+            start = _at_the_output_limit(request.prior(structure.waves), points) if is_limited else None
+            other = fit(context, points, trials=_WHOLE, start=start, cost_to_beat=found.cost)
         tried[structure] = other
         if other.cost < found.cost:
             best = structure
     return best, tried
+
+
+def _at_the_output_limit(prior: Prior, points: Sequence[Point]) -> Array | None:
+    """Return what is expected, but with tokens that leave no faster than users received them; None if that is absurd.
+
+    With ITL t for n users, tokens arrive t / n apart if all users decode. The load with the shortest such time is the
+    one that may have reached the limit.
+    """
+    itls_s = [(point.itl_s, point.concurrency) for point in points if point.load == "concurrency"]
+    apart_s = min((itl_s / users for itl_s, users in itls_s if itl_s is not None), default=math.inf)
+    place = PLACE["stream_token_s"]
+    start = prior.expected.copy()
+    start[place] = math.log(apart_s)
+    is_absurd = abs(start[place] - prior.expected[place]) > MAX_STDDEVS * prior.spread[place]
+    return None if is_absurd else start

@@ -100,6 +100,22 @@ def test_a_made_up_deployment_is_found_again(request_of_truth: Request) -> None:
     assert any("stream_token_s" in warning for warning in found.warnings)
 
 
+def test_a_limit_of_the_servers_output_is_found(manifest: EngineManifest) -> None:
+    """A server that sends a token each 0.3 ms, which no figure shows below its limit, is found as such."""
+    truth = LOGS.copy()
+    truth[PLACE["stream_token_s"]] = math.log(3e-4)
+    blank = Request(manifest, (), QUICK, max_num_tokens=16384)
+    loads = [Point("made up", "concurrency", 200, 60, users, 1.0, 1.0, 1.0) for users in (1, 4, 16, 48, 64, 96)]
+    seen = predicted_logs(blank, Structure(16384, SPLIT), truth, loads)
+    points = tuple(
+        point._replace(tokens_per_s=math.exp(tokens), itl_s=math.exp(itl), ttft_s=math.exp(ttft))
+        for point, (tokens, itl, ttft) in zip(loads, seen.tolist(), strict=True)
+    )
+    _, found, _ = fit_best(Request(manifest, points, QUICK, max_num_tokens=16384), points)
+    assert math.exp(found.logs[PLACE["stream_token_s"]]) == pytest.approx(3e-4, rel=0.05)
+    assert np.abs(found.seen - seen)[:, :2].max() < 0.05
+
+
 def _slopes(context: FitContext, point: Point, logs: np.ndarray) -> np.ndarray:
     """Return the derivatives of a point's logarithms by those of all parameters, as a step of the fit has them."""
     trial = Trial(context, point, logs, keep_steps=True)
