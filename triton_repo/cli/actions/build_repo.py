@@ -153,19 +153,18 @@ def _explain(engine: EngineManifest, resolved: Resolved, flags: dict[str, Any]) 
         console.show(to_json(resolved.settings).rstrip())
         return
     for choice in resolved.choices:
-        console.show(_explained(choice))
+        console.say(_explained(choice))
     for notice in resolved.notices:
         console.say(f"notice: {notice.text}")
 
 
 def _explained(choice: Choice) -> str:
-    """Return one line: name, value, origin and target parameter; then the reason and the upstream default."""
+    """Return two lines: name, value, origin and reason; then the target parameter and the upstream default."""
     reason = "without effect here" if choice.effect == "none" else choice.reason
     is_same = choice.origin == "upstream default" and choice.value is not None
     upstream = "" if is_same else f"upstream: {choice.upstream_default}"
-    why = "; ".join(part for part in (reason, upstream) if part)
-    head = f"{choice.name:<40} {shown(choice.value):<24} {choice.origin:<17} -> {choice.place}"
-    return f"{head}  ({why})" if why else head
+    head = f"{choice.name} = {shown(choice.value)}  ({': '.join(part for part in (choice.origin, reason) if part)})"
+    return f"{head}\n    -> {'; '.join(part for part in (choice.place, upstream) if part)}"
 
 
 def _show_repository(repository: RepositoryManifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,10 +246,11 @@ def test_explain_names_every_setting(engine: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "serving.yaml").write_text("queue: {max_queue_size: 5, delay_us: 7}\n")
     asked = ["--serving", tmp_path / "serving.yaml", "--set", "queue.max_queue_size=6", "--explain"]
     assert _build(engine, *asked) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    said = capsys.readouterr().out.splitlines()
+    lines = {head.split()[0]: head + place for head, place in pairwise(said)}
     assert {setting.name for setting in all_settings(ServingSettings())} <= lines.keys()
-    assert lines["queue.max_queue_size"].split()[1:3] == ["6", "flag"]
-    assert lines["queue.delay_us"].split()[1:3] == ["7", "serving.yaml"]
+    assert lines["queue.max_queue_size"].split()[1:4] == ["=", "6", "(flag)"]
+    assert lines["queue.delay_us"].split()[1:4] == ["=", "7", "(serving.yaml)"]
     assert "tensorrt_llm: batch_scheduler_policy" in lines["scheduling.policy"]
     assert not (tmp_path / "artifacts").exists()
     assert _build(engine, *asked, "--json") == 0
