@@ -24,6 +24,7 @@ from conftest import BIN, succeed
 from monitoring import Deployed, Prometheus, small_engine, wait_until
 
 FITS, TOO_MUCH = ("6", "30"), ("30", "20")  # requests a second, seconds
+UNITS = {"short": "", "reqps": "", "percentunit": ", ratio", "s": ", s"}  # Grafana's names; most titles say it
 LENGTHS = ("--isl", "128", "--osl", "128")
 
 
@@ -72,7 +73,8 @@ def draw(panels: list[dict[str, Any]], prometheus: Prometheus, begin_s: float, e
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     for axes, panel in zip(places, panels, strict=False):
-        axes.set_title(f"{panel['title']} ({panel['fieldConfig']['defaults']['unit']})", fontsize=10, loc="left")
+        unit = UNITS[panel["fieldConfig"]["defaults"]["unit"]]
+        axes.set_title(f"{panel['title']}{unit}", fontsize=10, loc="left")
         for target in panel["targets"]:
             _lines(axes, target, prometheus, begin_s, end_s)
         axes.set_xlim(0, end_s - begin_s)

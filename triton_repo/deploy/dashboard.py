@@ -30,7 +30,7 @@ def panels(plan: DeploymentPlan) -> list[Panel]:
     there = published_by(plan)
     rows = [
         Panel("Requests in the engine", "short", (("triton:requests_scheduled", "in the batch {{instance}}"),
-              ("triton:requests_waiting", "taken, not in the batch {{instance}}"),
+              ("triton:requests_waiting", "slot taken, not in the batch {{instance}}"),
               ("triton:requests_max", "slots {{instance}}")),
               "Requests with a slot but not in the batch wait for KV blocks. The engine's queue is not shown."),
         Panel("Requests in the server", "short", (("triton:requests_in_flight:mean1m", "in flight {{instance}}"),
@@ -41,11 +41,11 @@ def panels(plan: DeploymentPlan) -> list[Panel]:
               "At 100 % further requests queue in the engine."),
         Panel("KV cache in use", "percentunit", (("triton:kv_used:ratio", "{{instance}}"),),
               "When nearly full, requests wait."),
-        Panel("Tokens a second", "short", (("triton:output_tokens:rate1m", "out, of finished replies {{instance}}"),
+        Panel("Tokens per second", "short", (("triton:output_tokens:rate1m", "out, of finished replies {{instance}}"),
               ("triton:input_tokens:rate1m", "in {{instance}}")), "Output is counted when a reply ends."),
-        Panel("Requests a second", "reqps", ((f"triton:replies:rate1m{CALLED}", "{{model}} {{instance}}"),),
+        Panel("Requests per second", "reqps", ((f"triton:replies:rate1m{CALLED}", "{{model}} {{instance}}"),),
               "Successful requests."),
-        Panel("Failures a second", "reqps",
+        Panel("Failures per second", "reqps",
               (("max by (instance, reason) (triton:failures:rate1m)", "{{reason}} {{instance}}"),),
               "REJECTED: Triton's queue was full. CANCELED: the client left."),
         Panel("Time to first response, p95", "s", (("triton:first_response_seconds:p95_5m", "{{model}} {{instance}}"),),
@@ -56,9 +56,9 @@ def panels(plan: DeploymentPlan) -> list[Panel]:
               "For an instance of the models before and after the engine, without the engine's queue."),
         Panel("Mean wait in Triton's queues", "s", (("triton:queue_seconds:mean1m", "{{model}} {{instance}}"),),
               "For an instance of the models before and after the engine, without the engine's queue."),
-        Panel("Engine steps a second", "short", (("triton:iterations:rate1m", "{{instance}}"),),
+        Panel("Engine steps per second", "short", (("triton:iterations:rate1m", "{{instance}}"),),
               "If 0 while requests wait, the engine is stuck."),
-        Panel("Tokens in a step", "short", ((BATCHER.format("total_context_tokens"), "of prompts {{instance}}"),
+        Panel("Tokens per step", "short", ((BATCHER.format("total_context_tokens"), "of prompts {{instance}}"),
               (BATCHER.format("generation_requests"), "of replies {{instance}}")),
               "Tokens of prompts and of replies in an iteration."),
         Panel("Paused requests", "short", (("triton:requests_paused", "{{instance}}"),),
@@ -76,7 +76,7 @@ def _request_panels() -> list[Panel]:
     return [
         Panel("Requests in the server", "short", (("trtllm:requests_in_flight:mean1m", each),),
               "Computed from ended requests, so it lags by the duration of a request."),
-        Panel("Requests a second", "reqps", (("trtllm:replies:rate1m", "{{finished_reason}} {{instance}}"),),
+        Panel("Requests per second", "reqps", (("trtllm:replies:rate1m", "{{finished_reason}} {{instance}}"),),
               "Successful requests."),
         Panel("Time to first token, p95", "s", (("trtllm:first_token_seconds:p95_5m", each),), "The queue included."),
         Panel("Wait for the first step, p95", "s", (("trtllm:queue_seconds:p95_5m", each),),
@@ -97,9 +97,9 @@ def _batch_panels() -> list[Panel]:
         Panel("Slots taken", "percentunit", (("trtllm:slots_taken:ratio1m", each),),
               "At 100 % further requests queue."),
         Panel("KV cache in use", "percentunit", (("trtllm:kv_used:ratio", each),), "When nearly full, requests wait."),
-        Panel("Tokens a second", "short", (("trtllm:output_tokens:rate1m", "out {{instance}}"),
+        Panel("Tokens per second", "short", (("trtllm:output_tokens:rate1m", "out {{instance}}"),
               ("trtllm:input_tokens:rate1m", "in {{instance}}")), "Counted when a request ends."),
-        Panel("Failures a second", "reqps", (("trtllm:failures:rate1m", "{{http_code}} {{instance}}"),),
+        Panel("Failures per second", "reqps", (("trtllm:failures:rate1m", "{{http_code}} {{instance}}"),),
               "By HTTP status."),
         Panel("Time of a step", "s", (("trtllm:iteration_seconds", each),), "The latest step."),
         Panel("Paused requests", "short", (("trtllm:requests_paused", each),),
@@ -123,7 +123,7 @@ def _gpu_panels() -> list[Panel]:
 def _emulator_panels() -> list[Panel]:
     late = 'emulator_lateness_seconds{statistic="p99"}'
     return [
-        Panel("How late the emulated engine is, p99", "s", ((late, "{{instance}}"),),
+        Panel("Lateness of the emulated engine, p99", "s", ((late, "{{instance}}"),),
               "Above half a step, the figures are not valid."),
         Panel("CPU in use", "percentunit", (("nv_cpu_utilization", "{{instance}}"),), "Of the server's machine."),
     ]  # fmt: skip
