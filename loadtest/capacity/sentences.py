@@ -15,7 +15,9 @@ from loadtest.capacity.simulation import RateProbe
 
 def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> str:
     """Return the recommendation as sentences."""
-    batch = "" if row.max_batch_size is None else f" (max batch size {row.max_batch_size}, {row.max_num_tokens} tokens)"
+    policy = ", max_utilization" if row.scheduler_policy == "max_utilization" else ""
+    batch = f" (max batch size {row.max_batch_size}, {row.max_num_tokens} tokens{policy})"
+    batch = "" if row.max_batch_size is None else batch
     gpus = f"{row.tensor_parallel} x {row.gpu}" if row.tensor_parallel > 1 else row.gpu
     replicas = replicas_text(row.replicas)
     lost = f" with {size_of_loss} of them lost" if size_of_loss else ""

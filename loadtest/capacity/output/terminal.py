@@ -290,23 +290,20 @@ def _show_sensitivity(plan: CapacityPlan) -> None:
 
 
 def show_compared(together: Compared) -> None:
-    """Print plans side by side."""
-    table = Table(title="what if", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("")
+    """Print plans side by side, one per row: any number of them fits."""
+    table = Table(title="what if", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("", "recommended", "peak req/s", "req/s a replica", "replicas", "USD/month", "USD/Mtok"):
+        table.add_column(heading, justify="left" if heading in ("", "recommended") else "right")
     for side in together.sides:
-        table.add_column(side.change)
-    rows: dict[str, list[str]] = {
-        "peak, requests/s": [number(side.peak_per_s) for side in together.sides],
-        "recommended": [side.recommended or "nothing possible" for side in together.sides],
-        "based on": [str(side.basis or "-") for side in together.sides],
-        "requests/s a replica": [number(side.rate_per_s) for side in together.sides],
-        "binds": [str(side.binding or "-") for side in together.sides],
-        "replicas": ["-" if side.replicas is None else str(side.replicas) for side in together.sides],
-        "USD/month": ["-" if side.usd_per_month is None else f"{side.usd_per_month:,.0f}" for side in together.sides],
-        "USD/Mtok": [number(side.usd_per_million_tokens) for side in together.sides],
-    }
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
+        table.add_row(
+            side.change.replace(",", ", "),
+            "nothing possible" if side.recommended is None else f"{side.recommended} ({side.basis})",
+            number(side.peak_per_s),
+            number(side.rate_per_s),
+            "-" if side.replicas is None else str(side.replicas),
+            "-" if side.usd_per_month is None else f"{side.usd_per_month:,.0f}",
+            number(side.usd_per_million_tokens),
+        )
     table_console().print(table)
     for side in together.sides:
         if side.nearest is not None:

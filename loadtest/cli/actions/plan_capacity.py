@@ -168,10 +168,11 @@ def _show(plan: CapacityPlan, together: Compared | None, target: Path) -> None:
         show_compared(together)
     if plan.recommended is not None:
         check = f"plan-capacity --verify RUN --plan {quoted(target / PLAN_NAME)}"
-        verify = f"run-load --scenario {quoted(target / SCENARIO_NAME)} --url URL --out RUN, then {check}"
+        run = f"run-load --scenario {quoted(target / SCENARIO_NAME)} --url URL --out RUN"
         recipe = target / RECIPE_NAME
-        wrote(target, f"build-engine --recipe {quoted(recipe)} --checkpoint DIR" if recipe.is_file() else verify)
+        wrote(target, f"build-engine --recipe {quoted(recipe)} --checkpoint DIR" if recipe.is_file() else run)
         if recipe.is_file():
-            show(f"with one replica served: {verify}")
+            show(f"with one replica served: {run}")
+        show(f"then: {check}")
     else:
         wrote(target)

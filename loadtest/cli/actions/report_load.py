@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.console import command_line, progress, quoted, show, wrote
+from engines.console import command_line, progress, quoted, say, show, wrote
 from engines.errors import MissingError, TargetMissedError
 from engines.files import read_yaml, to_json
 from engines.outputs import paths_named, refuse_existing, refuse_foreign_junit
@@ -125,15 +125,15 @@ def _gate(cases: Sequence[Case], flags: dict[str, Any], *, name: str) -> None:
     """
     from loadtest.report import write_junit
 
-    say = progress if flags["as_json"] else show  # with --json, stdout holds one document only
+    tell = progress if flags["as_json"] else say  # with --json, stdout holds one document only
     shown = cases if flags["compare"] is None else [case for case in cases if not case.met]  # the table has the others
     for case in shown:
-        say(f"{'met   ' if case.met else 'missed'}  {case.group}: {case.name}: {case.says}")
+        tell(f"{'met   ' if case.met else 'missed'}  {case.group}: {case.name}: {case.says}")
     if len(shown) < len(cases):
-        say(f"{sum(case.met for case in cases)} of {len(cases)} checks met")
+        tell(f"{sum(case.met for case in cases)} of {len(cases)} checks met")
     if flags["junit"] is not None and not flags["dry_run"]:
         write_junit(flags["junit"], name, cases)
-        say(f"wrote {flags['junit']}")
+        tell(f"wrote {flags['junit']}")
     missed = [case for case in cases if not case.met]
     if missed:
         raise TargetMissedError(
