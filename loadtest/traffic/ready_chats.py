@@ -7,7 +7,6 @@ while chats, library and code are as they were; prompts are the same to a byte. 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import shutil
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import engines.checkpoint
 from engines.checkpoint import default_text_path
+from engines.derived_copy import MADE_OF, derived_folder, is_intact
 from engines.errors import UserError
 from engines.files import sha256_of, write_json
 from loadtest.scenario import Lengths, Scenario
@@ -26,7 +26,6 @@ from loadtest.traffic.prompts import META, Prepared, read_prepared
 from loadtest.traffic.token_text import TokenText, read_tokenizer
 
 FOLDER = Path(sys.prefix) / "share" / "chats"  # with a folder for each tokenizer, named by its hash
-MADE_OF = "made-of.json"
 _SOURCES = (
     *(Path(__file__).with_name(f"{name}.py") for name in ("prepare", "prompts", "ready_chats", "token_text")),
     Path(engines.checkpoint.__file__).with_name("calibration_text.py"),
@@ -56,7 +55,7 @@ def copy_ready_chats(
     has_hashes = any(arrival.prefix_hashes for plan in plans for arrival in plan.arrivals)
     if has_hashes or (not as_text and must_state_end(scenario)):
         return False
-    if chat_tokens_needed(scenario, plans, {}) > MIN_CHAT_TOKENS or not _is_current(source):
+    if chat_tokens_needed(scenario, plans, {}) > MIN_CHAT_TOKENS or not is_intact(source, _made_of()):
         return False
     found = read_prepared(source)
     for path in source.iterdir():
@@ -74,18 +73,14 @@ def write_ready_chats(tokenizer_path: Path, ready: Path = FOLDER) -> None:
     Raises:
         UserError: With this tokenizer, parts of a text do not have the tokens that they have within it.
     """
-    target = ready / sha256_of(tokenizer_path)
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
     small = Scenario(concurrency=(1,), requests=1, lengths=Lengths(isl=64, osl=1))
-    found = prepare(small, plans_of(small), tokenizer_path, target, as_text=True)
-    if found.tokenizer is not None or not _parts_hold(tokenizer_path, target, found):
-        shutil.rmtree(target)
-        raise UserError(
-            f"{tokenizer_path}: parts of a text have other tokens than within it", hint="its runs count every prompt"
-        )
-    files = {path.name: sha256_of(path) for path in sorted(target.iterdir())}
-    (target / MADE_OF).write_text(json.dumps({"of": _made_of(), "files": files}, indent=1), encoding="utf-8")
+    with derived_folder(ready / sha256_of(tokenizer_path), _made_of()) as made:
+        found = prepare(small, plans_of(small), tokenizer_path, made, as_text=True)
+        if found.tokenizer is not None or not _parts_hold(tokenizer_path, made, found):
+            raise UserError(
+                f"{tokenizer_path}: parts of a text have other tokens than within it",
+                hint="its runs count every prompt",
+            )
 
 
 def _parts_hold(tokenizer_path: Path, folder: Path, found: Prepared) -> bool:
@@ -108,17 +103,6 @@ def _parts_hold(tokenizer_path: Path, folder: Path, found: Prepared) -> bool:
         if whole != [token for ids, _ in mixed for token in ids]:
             return False
     return True
-
-
-def _is_current(source: Path) -> bool:
-    """Return whether the files of a tokenizer are as written, by this code from these chats."""
-    try:
-        stated = json.loads((source / MADE_OF).read_bytes())
-        return bool(
-            stated["of"] == _made_of() and all(sha256_of(source / name) == own for name, own in stated["files"].items())
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False
 
 
 def _made_of() -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engines.derived_copy import MADE_OF
 from engines.spec import Kernels, ModelSpec, model_named
 from engines.steptime.kernel_tables import smaller_tables, write_smaller_tables
 from engines.steptime.operations import Lookup, engine_of
@@ -103,13 +104,27 @@ def _config_of(model: ModelSpec) -> dict[str, Any]:
 
 
 def test_tables_of_another_release_are_not_used(folder: Path) -> None:
-    """A copy made of another release or of a library that has gone, for another head size or system is passed over."""
+    """A copy made of another release, for another head size or another system is passed over."""
     assert smaller_tables("vllm", "h100_sxm", 64, folder) is None
     assert smaller_tables("vllm", "no_such_system", 128, folder) is None
-    stamp = folder / "made-of.json"
+    stamp = folder / MADE_OF
     made_of = json.loads(stamp.read_text(encoding="utf-8"))
-    for other in ({"at": "/none"}, {"at": None}, {"aiconfigurator-core": "0.0.0"}):
-        stamp.write_text(json.dumps(made_of | other), encoding="utf-8")
-        assert smaller_tables("vllm", "h100_sxm", 128, folder) is None
+    stamp.write_text(json.dumps(made_of | {"of": made_of["of"] | {"aiconfigurator-core": "0.0.0"}}), encoding="utf-8")
+    assert smaller_tables("vllm", "h100_sxm", 128, folder) is None
     stamp.write_text(json.dumps(made_of), encoding="utf-8")
+    assert smaller_tables("vllm", "h100_sxm", 128, folder) == str(folder / "vllm")
+
+
+@pytest.mark.parametrize("name", ["gemm_perf.parquet", "collection_meta.yaml"])
+def test_damaged_tables_are_not_used(folder: Path, name: str) -> None:
+    """A table that was cut made products take another time, without an error; a link may lead to nothing."""
+    damaged = next(folder.glob(f"vllm/data/h100_sxm/gemm/**/{name}"))
+    kept = damaged.rename(damaged.with_name("kept"))
+    for data in (kept.read_bytes()[:-100], b"", None):
+        if data is not None:
+            damaged.write_bytes(data)
+        assert smaller_tables("vllm", "h100_sxm", 128, folder) is None
+        assert smaller_tables("trtllm", "h100_sxm", 128, folder) == str(folder / "trtllm")
+        damaged.unlink(missing_ok=True)
+    kept.rename(damaged)
     assert smaller_tables("vllm", "h100_sxm", 128, folder) == str(folder / "vllm")
