@@ -40,6 +40,7 @@ OPENAI_KEY = "OPENAI_API_KEY"  # environment variable of an OpenAI server's key,
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
 READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPIPE ended
+_TO_COPY = " && "  # in a line with several commands
 _AGAIN_AFTER_S = 0.05
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline: an error quotes a log's last lines
 _NO_NUMBER = re.compile(r"is not a valid (integer|float)(?: range)?\.")  # click's words
@@ -401,7 +402,8 @@ def _broken(text: str, stream: TextIO) -> str:
     if not stream.isatty():
         return text
     columns = shutil.get_terminal_size().columns
-    return "\n".join(_within(line, columns) if len(line) > columns else line for line in text.split("\n"))
+    lines = text.split("\n")
+    return "\n".join(_within(line, columns) if len(line) > columns and _TO_COPY not in line else line for line in lines)
 
 
 def _within(line: str, columns: int) -> str:

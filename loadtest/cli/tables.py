@@ -34,6 +34,8 @@ def show_summary(summary: Summary) -> None:
         progress(summary.incomplete_note)
     if any("?" in cell for _, cells in rows for cell in cells):
         say("?: the sample is too small for this percentile")
+    if any(cell.startswith("~") for _, cells in rows for cell in cells):
+        say("~: counted by the client; the server publishes no batch size")
     for issue in summary.validity_issues:
         progress(f"not valid: {issue.code}{_where(summary, issue.level)}: {issue.text}")
 

@@ -42,3 +42,5 @@ def test_the_question_mark_is_explained_where_there_is_one(capsys: pytest.Captur
         said = capsys.readouterr().out
         table, legend, _ = said.partition("?: the sample is too small for this percentile")
         assert bool(legend) == ("?" in table) == (count == 3)
+        assert "~" in table
+        assert "~: counted by the client" in said
