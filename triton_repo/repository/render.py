@@ -65,6 +65,7 @@ PRICES = "prices.yaml"  # in engines/spec/data; the emulated engine has no use f
 # Parts of `engines` that the emulated engine imports; copied into the repository, which then needs only packages.
 EMULATOR_PARTS = (
     "__init__.py",
+    "derived_copy.py",
     "errors.py",
     "files.py",
     "manifest.py",
