@@ -82,6 +82,21 @@ def stop_group(pid: int, is_running: Callable[[], bool], *, grace_s: float) -> N
     _wait_gone(pid, is_running, _KILLED_WITHIN_S)
 
 
+def kill_session(leader: int, word: str) -> None:
+    """Send SIGKILL to the processes of a session, its leader perhaps ended, that have a text in their command lines.
+
+    Args:
+        word: What none but them has: the session's number may be another's by now.
+    """
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        pid = int(path.parent.name)
+        try:
+            if os.getsid(pid) == leader and word.encode() in path.read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+
+
 def reap(pid: int) -> None:
     """Collect the exit status of a child of this process, if it has ended."""
     try:

@@ -24,6 +24,7 @@ from triton_repo.models.engine_metrics import EngineMetrics
 from triton_repo.models.inputs import RefusedError
 from triton_repo.models.reply import Array, Reply
 from triton_repo.models.sending import has_left, send_response
+from triton_repo.models.server_end import end_with_server
 from triton_repo.models.tensor_model import ServedModel
 
 SENDER_THREADS = 3  # sending blocks: two threads keep up with a full server, a third covers a slow reader
@@ -133,6 +134,7 @@ class EngineHost:
 
     def start(self) -> None:
         """Start the clock and the other threads."""
+        end_with_server()
         for sender in self._senders:
             sender.start()
         self._watcher.start()

@@ -19,6 +19,7 @@ from triton_repo.models.inputs import Inputs, RefusedError
 from triton_repo.models.parameters import parameters_of
 from triton_repo.models.reply import Words, prompt_words
 from triton_repo.models.sending import has_left, send_response
+from triton_repo.models.server_end import end_with_server
 from triton_repo.models.tensor_model import NOT_DECOUPLED_STREAM, REFUSED_FLAGS, REFUSED_INPUTS, TensorModel
 
 MAX_REQUESTS = 1024  # each is a thread and a connection
@@ -84,6 +85,7 @@ class RelayModel(TensorModel):
         self._max.set(float(config.get("max_batch_size", 0)))
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
+        end_with_server()
 
     def finalize(self) -> None:
         """Cancel the requests in flight."""

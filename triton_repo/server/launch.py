@@ -19,7 +19,7 @@ from engines.errors import LAST_LINES, MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, to_json
 from engines.http_fetch import answers
 from engines.ports import LOOPBACK, why_not_free
-from engines.processes import signal_group, started_ticks, stop_group
+from engines.processes import kill_session, signal_group, started_ticks, stop_group
 from engines.signals import interrupts_deferred
 from triton_repo.server.child_process import start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
@@ -205,6 +205,7 @@ def stop_server(repository: Path, *, grace_s: float = TERM_GRACE_S) -> bool:
     record = read_json(path, ServerRecord)
     running = is_running(record)
     stop_group(record.pid, lambda: is_running(record), grace_s=grace_s)
+    kill_session(record.pid, record.shared_memory_prefix)  # a killed Triton's models may wait for it
     for leftover in _SHARED_MEMORY.glob(f"{record.shared_memory_prefix}*"):
         leftover.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
@@ -408,6 +409,7 @@ def _refuse_running(repository: Path) -> None:
         raise UserError(
             f"{repository}: a server is already running", hint=f"stop it with serve-repo {repository} --stop"
         )
+    stop_server(repository, grace_s=0)  # clears what a killed one left
 
 
 def _refuse_taken(address: str, port: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,37 @@ def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
         other.communicate(b"\n", timeout=30)
     assert other.returncode == 0
     assert not (tmp_path / SERVER_NAME).exists()
+
+
+_ORPHANED = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", sys.argv[1]])
+"""
+
+
+def test_what_a_killed_server_left_is_ended_with_its_record(tmp_path: Path) -> None:
+    """A model's process may wait for ever for a lock that Triton held; one of another server lives on."""
+    wait = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen([*wait, "triton_1_1_other"], start_new_session=True) as other:
+        command = [sys.executable, "-c", _ORPHANED, "triton_1_1_of_a_model"]
+        leader = subprocess.Popen(command, start_new_session=True)
+        leader.wait(30)
+        assert _in_session(leader.pid)
+        write_json(tmp_path / SERVER_NAME, _record(leader.pid, 1))
+        assert not stop_server(tmp_path)
+        assert not _in_session(leader.pid)
+        assert other.poll() is None
+        other.kill()
+
+
+def _in_session(leader: int) -> list[int]:
+    """Return the living processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError):
+            if os.getsid(int(path.name)) == leader and started_ticks(int(path.name)) is not None:
+                found.append(int(path.name))
+    return found
 
 
 _INTERRUPTED = """
