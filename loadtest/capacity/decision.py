@@ -123,8 +123,8 @@ class Row(Strict):
         return 1.0 if self.verdict is None else self.verdict.tried.worst_ratio
 
     @property
-    def missed_peaks(self) -> float:
-        """Share of the simulated peaks that the smallest fleet, which meets them together, misses alone."""
+    def missed_windows(self) -> float:
+        """Share of the simulated windows that the smallest fleet, which meets them together, misses alone."""
         return 0.0 if self.verdict is None else 1 - self.verdict.kept_windows / self.verdict.windows
 
     @property
@@ -211,13 +211,13 @@ def recommended(rows: Sequence[Row]) -> Row | None:
     """Return the cheapest possible row.
 
     At equal cost it is the one that loses least accuracy, then the one with better evidence, then the one that meets
-    more of the simulated peaks alone, then the one furthest from its limits.
+    more of the simulated windows alone, then the one furthest from its limits.
     """
     return min((row for row in rows if row.is_possible), key=_preference, default=None)
 
 
 def _preference(row: Row) -> tuple[float, float, int, float, float, str]:
-    return *merit_of(row), row.missed_peaks, row.strain, row.name
+    return *merit_of(row), row.missed_windows, row.strain, row.name
 
 
 def merit_of(row: Row) -> tuple[float, float, int]:

@@ -107,7 +107,7 @@ def verdict_of(verdict: FleetVerdict | None) -> str:
     if verdict is None:
         return "from one replica's rate"
     sure = "95 % sure" if verdict.is_certain else f"undecided: {', '.join(verdict.undecided)}"
-    return f"met in {verdict.kept_windows} of {verdict.windows} peaks and overall ({sure})"
+    return f"met in {verdict.kept_windows} of {verdict.windows} windows and overall ({sure})"
 
 
 def _show_sizes(plan: CapacityPlan) -> None:

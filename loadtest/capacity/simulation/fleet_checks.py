@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.files import Strict
 from engines.steptime import Z_95, Slowdown
-from loadtest.capacity.inputs import Routing
+from loadtest.capacity.inputs import Described, Routing
 from loadtest.capacity.replica_count import replicas_text
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
 from loadtest.capacity.simulation.load_bench import LEAD_LIVES, TAIL_LIVES, LoadBench, Task
@@ -21,8 +21,9 @@ from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSampl
 from loadtest.scenario import Steps, draw_times_s
 
 MAX_REPLICAS = 12  # simulated together; a larger fleet is represented by this many with their share of the traffic
+MAX_REQUESTS = 20_000  # of a window of minutes: of busier replicas, fewer are simulated together, two at least
 TURNOVERS = 6.0  # measured time of a fleet's first windows together, in mean request durations
-MIN_WINDOWS, MAX_WINDOWS = 3, 8  # each a peak with its own random draws
+MIN_WINDOWS, MAX_WINDOWS = 3, 9  # each with its own random draws; three are as long as a whole peak
 CHECK_WINDOWS = 2  # windows for the additional fleets shown with the recommendation
 COARSE = 20  # replicas above which the search first changes a fleet by a twentieth at a time
 MAX_TRIES = 14
@@ -109,7 +110,7 @@ class FleetVerdict(Strict):
 
     Attributes:
         is_certain: Whether each objective's one-sided 95 % interval, over windows, lies on one side of its limit.
-        windows: Simulated peaks, each with its own draws; in `kept_windows` of them alone, every objective was met.
+        windows: Simulated parts of the peak, each with its own draws; `kept_windows` alone met every objective.
         undecided: Objectives whose interval contains the limit.
     """
 
@@ -154,14 +155,25 @@ class _Peaks:
         self.known: dict[int, FleetVerdict] = {}
 
     def verdict(self, replicas: int) -> FleetVerdict:
-        """Simulate a fleet until its verdict is certain or all windows are used."""
+        """Simulate a fleet until its verdict is certain or all windows are used.
+
+        Where minutes above the mean follow each other, a queue outlasts them: windows have to be minutes long. Of
+        described traffic, seconds are enough to find most of what is missed.
+        """
         if replicas not in self.known:
-            self.known[replicas] = self._simulated(replicas)
+            demand = self.size_task.task.demand
+            least_s = demand.peak_window_s / MIN_WINDOWS
+            found = self._simulated(replicas, 0.0 if isinstance(demand.traffic, Described) else least_s)
+            if found.met and isinstance(demand.traffic, Described):
+                found = self._simulated(replicas, least_s)
+            self.known[replicas] = found
         return self.known[replicas]
 
-    def _simulated(self, replicas: int) -> FleetVerdict:
+    def _simulated(self, replicas: int, least_s: float) -> FleetVerdict:
         size_task = self.size_task
-        count = min(replicas, MAX_REPLICAS)
+        each_in_window = size_task.rate_per_s / replicas * least_s
+        together = max(2, int(MAX_REQUESTS / each_in_window)) if each_in_window else MAX_REPLICAS
+        count = min(replicas, MAX_REPLICAS, together)
         rate_per_s = size_task.rate_per_s * count / replicas
         fleet = Fleet(size_task.task.manifest, (0.0,) * count, size_task.routing, size_task.slowdown)
         found, windows_met = Observations(), 0
@@ -169,12 +181,13 @@ class _Peaks:
         known = None
         for window in range(MAX_WINDOWS):
             sample = peak_sample(
-                self.bench, rate_per_s, size_task.slowdown, replicas=count, window=window, windows=MAX_WINDOWS
-            )
+                self.bench, rate_per_s, size_task.slowdown,
+                replicas=count, window=window, windows=MIN_WINDOWS, least_s=least_s,
+            )  # fmt: skip
             alone, _ = serve(fleet, [sample])
             windows_met += alone.result(objectives, rate_per_s=size_task.rate_per_s).met
             found.join(alone)
-            if window + 1 >= MIN_WINDOWS:
+            if (window + 1) % MIN_WINDOWS == 0:
                 known = found.confidence(objectives, z=Z_95)
                 if known.met is not None:
                     break
@@ -224,16 +237,27 @@ def _narrow(peaks: _Peaks, low: int, high: int) -> None:
 
 
 def peak_sample(
-    bench: LoadBench, rate_per_s: float, slowdown: Slowdown, *, replicas: int, window: int, windows: int
+    bench: LoadBench,
+    rate_per_s: float,
+    slowdown: Slowdown,
+    *,
+    replicas: int,
+    window: int,
+    windows: int,
+    least_s: float = 0.0,
 ) -> TrafficSample:
-    """Return one window of a fleet's peak: a part of the busiest `peak_window_s`, with a varying rate."""
+    """Return one window of a fleet's peak: a part of the busiest `peak_window_s`, with a varying rate.
+
+    Args:
+        least_s: Least length of its measured part.
+    """
     demand, manifest = bench.task.demand, bench.task.manifest
     each_per_s = rate_per_s / replicas * slowdown.step  # of one replica, in engine time as predicted
     life_s = bench.life_s(each_per_s) * slowdown.step
     needed = max(bench.requests(each_per_s), math.ceil(TURNOVERS * rate_per_s * life_s)) / MIN_WINDOWS
     spec = SampleSpec(
         rate_per_s,
-        measure_s=min(needed / rate_per_s, max(demand.peak_window_s, 2 * life_s)),
+        measure_s=max(least_s, min(needed / rate_per_s, max(demand.peak_window_s, 2 * life_s))),
         lead_s=LEAD_LIVES * life_s,
         tail_s=TAIL_LIVES * life_s,
         tokens_per_block=manifest.kv_cache.tokens_per_block if manifest.runtime.kv_reuse else None,
@@ -252,9 +276,12 @@ def check(fleet_task: FleetTask) -> Checked:
     count = max(1, round(fleet_task.replicas * share))
     rate_per_s = fleet_task.rate_per_s * count / fleet_task.replicas
     samples = [
-        peak_sample(bench, rate_per_s, fleet_task.slowdown, replicas=count, window=window, windows=CHECK_WINDOWS)
+        peak_sample(
+            bench, rate_per_s, fleet_task.slowdown,
+            replicas=count, window=window, windows=CHECK_WINDOWS, least_s=SLOT_S,
+        )
         for window in range(CHECK_WINDOWS)
-    ]
+    ]  # fmt: skip
     lost = min(count - 1, max(1, round(fleet_task.lost * share))) if fleet_task.lost else 0
     found, retried = Observations(), 0
     for sample in samples:

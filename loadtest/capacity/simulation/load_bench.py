@@ -218,6 +218,8 @@ class LoadBench:
         base, slow, stretch = self._resolved(rate_per_s, slowdown)
         load = self._loads.setdefault((base, slow), _Load())
         largest = self.windows_for(rate_per_s)
+        if not isinstance(self.task.demand.traffic, Described):
+            min_windows = WINDOWS  # each is another part of the trace's busiest window
         while load.observations.windows < largest:
             if load.observations.windows >= min_windows:
                 known = load.observations.confidence(self.objectives, z=CLEAR_Z, stretch=stretch)

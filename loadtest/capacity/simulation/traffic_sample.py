@@ -60,13 +60,15 @@ class SampleSpec:
 
     Attributes:
         rate_per_s: Requests per second, mean of the busiest `peak_window_s`.
-        measure_s: Length of the measured part; for a trace or varying traffic, at most the busiest window.
+        measure_s: Length of the measured part. Of a trace, at least the window's part of the busiest `peak_window_s`,
+            or else all of that; of varying traffic, at most that.
         lead_s: Unmeasured time before it, in which the batch fills and mixes.
         tail_s: Time after it, so that the last measured requests end under load.
         tokens_per_block: Of the engine, if it reuses KV blocks; None: shared prefixes have no effect.
         kv_tokens: Capacity of its KV cache; 0 if unknown.
         window: Index of the window; each is drawn from the seed and its index.
-        windows: Number of windows; they are spread evenly over the busiest `peak_window_s`.
+        windows: Number of windows; they are spread evenly over the busiest `peak_window_s`, and of a trace, whose
+            bursts lie where they lie, each is one of as many equal parts of it.
         is_varying: Whether the rate varies per minute as in the busiest window; if not, it is constant.
     """
 
@@ -224,8 +226,10 @@ def _replayed(demand: Demand, folder: Path, spec: SampleSpec, rng: np.random.Gen
     requests = requests_of_trace(trace, folder)
     begin_s, window_s = busiest_window(demand, folder)
     inside = sum(begin_s <= each.at_s < begin_s + window_s for each in requests) / window_s
-    measure_s = min(spec.measure_s, window_s)
-    begin_s += (window_s - measure_s) * _place(spec, rng)
+    part_s = window_s / spec.windows
+    is_part = spec.measure_s <= part_s
+    measure_s = part_s if is_part else window_s
+    begin_s += spec.window % spec.windows * part_s if is_part else 0.0
     before_s = min(spec.lead_s, begin_s - requests[0].at_s)
     filling_s = min(spec.lead_s - before_s, measure_s / 2)
     begin_s -= before_s

@@ -77,7 +77,7 @@ def test_every_row_of_the_lowest_cost_is_simulated_before_one_is_recommended() -
     assert best is not None
     alike = [row for row in searched.rows if row.usd_per_month == best.usd_per_month]
     assert len(alike) == 3
-    assert (best.missed_peaks, best.strain) == min((row.missed_peaks, row.strain) for row in alike)
+    assert (best.missed_windows, best.strain) == min((row.missed_windows, row.strain) for row in alike)
     assert all(row.verdict is not None for row in alike)
 
 

@@ -96,6 +96,20 @@ def test_what_is_measured_of_a_short_trace_has_its_rate(tmp_path: Path, rate_per
     assert all(one.requests[0].at_s < one.measure_s for one in found)
 
 
+@pytest.mark.parametrize("windows", [2, 3, 4])
+def test_windows_of_a_trace_miss_none_of_its_bursts(tmp_path: Path, windows: int) -> None:
+    """The busiest ten minutes begin and end with a burst: short windows together have every request of theirs once."""
+    times_s = [place + each / 9 for place in range(600) for each in range(9 if place < 30 or place >= 570 else 1)]
+    rows = "".join(f"{at_s:.3f},100,50\n" for at_s in times_s)
+    (tmp_path / "trace.csv").write_text("at_s,isl,osl\n" + rows, encoding="utf-8")
+    asked = demand(traffic={"process": "trace", "path": "trace.csv"})
+    peak_per_s = curve_of(asked, tmp_path).peak_per_s
+    spec = SampleSpec(peak_per_s, 20.0, 0.0, 20.0, windows=windows)
+    found = [window_of(asked, tmp_path, replace(spec, window=number)) for number in range(windows)]
+    sent = sum(one.measure_s <= each.at_s < one.end_s for one in found for each in one.requests)
+    assert sent == pytest.approx(len(times_s), abs=2)
+
+
 @pytest.mark.parametrize("length_s", [30.0, 85.0, 600.0, 1800.0])
 @pytest.mark.parametrize("growth", [2.0, 3.1])
 def test_a_trace_grows_to_the_rate_asked(tmp_path: Path, growth: float, length_s: float) -> None:
