@@ -517,7 +517,7 @@ def profile_flag(text: str) -> Callable[[_FunctionT], _FunctionT]:
 def writing_flags(function: _FunctionT) -> _FunctionT:
     """Add the flags of commands that write output: --out, --force, --dry-run."""
     function = click.option(
-        "--out", type=click.Path(path_type=Path), default=None, help="Output folder. See the default below."
+        "--out", type=click.Path(path_type=Path), default=None, help="Output path. See the default below."
     )(function)
     function = click.option("--force", is_flag=True, help="Replace an existing output.")(function)
     return click.option("--dry-run", is_flag=True, help="Print the resolved plan; write nothing.")(function)

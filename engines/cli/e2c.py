@@ -21,7 +21,7 @@ from engines.errors import DISTRIBUTION, UserError
 NAME = "e2c"
 HEADINGS = {"engines": "Engines", "triton_repo": "Serving on Triton", "loadtest": "Load tests and capacity"}
 EPILOG = """\b
-Completion for this shell; to make it permanent, add the line to ~/.bashrc or ~/.zshrc:
+Completion for this shell; to keep it, add the line to ~/.bashrc or ~/.zshrc:
   eval "$(_E2C_COMPLETE=bash_source e2c)"
   eval "$(_E2C_COMPLETE=zsh_source e2c)"
 """

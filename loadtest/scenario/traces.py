@@ -18,7 +18,7 @@ from engines.errors import UserError
 from engines.files import MAX_TOKENS, Strict, require_file
 
 MAX_ARRIVALS = 5_000_000  # at about 200 bytes each, these fit into a load generator's memory
-PATHS_HINT = "check the path; in a scenario's file it starts at that file's folder"
+PATHS_HINT = "check the path; in a YAML file it starts at that file's folder"
 SLACK_S = 60.0  # maximum disorder of a trace's rows within which a slice is still found
 LATEST_S = 1e11  # 3,000 years: dates in seconds are below it; also the limit of numbers that count ms, 3 years
 _NEAR_BYTES = 1 << 16  # a slice's start is searched to within this distance

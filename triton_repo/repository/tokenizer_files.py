@@ -42,9 +42,8 @@ def check_tokenizer(folder: Path, *, vocabulary: int) -> list[Notice]:
     """
     path = folder / TOKENIZER_FILE
     if not path.is_file():
-        raise MissingError(
-            f"{folder}: contains no tokenizer.json", hint="give the model's tokenizer with --tokenizer DIR"
-        )
+        missing = "contains no tokenizer.json" if folder.exists() else "no such folder"
+        raise MissingError(f"{folder}: {missing}", hint="give the model's tokenizer with --tokenizer DIR")
     stat = path.stat()
     if stat.st_size > LONGEST_TOKENIZER_BYTES:
         raise UserError(

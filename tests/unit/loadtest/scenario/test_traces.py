@@ -273,7 +273,7 @@ def test_a_trace_that_is_not_there_is_missing(tmp_path: Path) -> None:
     """A path to nothing and one to a folder are told apart."""
     with pytest.raises(MissingError, match="no such file") as caught:
         read_trace(Trace(path="nothing.csv"), folder=tmp_path)
-    assert caught.value.hint == "check the path; in a scenario's file it starts at that file's folder"
+    assert caught.value.hint == "check the path; in a YAML file it starts at that file's folder"
     with pytest.raises(UserError, match="is a folder; expected a file"):
         read_trace(Trace(path="."), folder=tmp_path)
 
