@@ -58,6 +58,10 @@ _WORD = struct.Struct(">I")
 _SETTING = struct.Struct(">HI")
 
 
+class StatusError(ProtocolError):
+    """The call ended with a status other than OK."""
+
+
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """Return one frame's bytes."""
     return struct.pack(">IBI", (len(payload) << 8) | kind, flags, stream) + payload
@@ -214,7 +218,7 @@ class GrpcSession(Session):
                 raise ProtocolError(f"HTTP status {self._status}", rejected=self._status in {"429", "503"})
             raise CutError("the stream ended " + ("within a message" if code else "without a gRPC status"))
         name = STATUS_OF_CODE.get(code, f"status {code[:20]}")
-        raise ProtocolError(f"{name}: {text}", rejected=name == "RESOURCE_EXHAUSTED")
+        raise StatusError(f"{name}: {text}", rejected=name == "RESOURCE_EXHAUSTED")
 
     def _on_data(self, flags: int, stream: int, payload: bytes, read_s: float, delay_s: float) -> None:
         self._used_bytes += len(payload)

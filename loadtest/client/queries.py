@@ -11,8 +11,8 @@ from typing import Any
 from engines.errors import MissingError
 from engines.http_fetch import Answer, Deadline, bearer, connected, fetch, received
 from loadtest.client.endpoint import Endpoint, tls_context
-from loadtest.client.http1 import CutError, ProtocolError
-from loadtest.client.http2 import GrpcSession, call_headers
+from loadtest.client.http1 import ProtocolError
+from loadtest.client.http2 import GrpcSession, StatusError, call_headers
 from loadtest.client.receiver import Pieces
 
 ANSWER_WITHIN_S = 5.0
@@ -91,11 +91,9 @@ def call(endpoint: Endpoint, method: str, request: bytes, *, limit_s: float = AN
                 session.take(Pieces.of(bytes(buffer[:count]), 0.0))
                 connection.sendall(session.outgoing)
                 session.outgoing = b""
-    except CutError as error:
-        raise no_server(endpoint, "Triton", error) from error
-    except ProtocolError as error:
+    except StatusError as error:
         raise RefusedError(f"{endpoint.authority}: {method}: {error}") from error
-    except OSError as error:
+    except (ProtocolError, OSError) as error:
         raise no_server(endpoint, "Triton", error) from error
     return messages[0] if messages else b""
 

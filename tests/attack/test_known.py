@@ -86,6 +86,8 @@ FULL_DISK = {
     "predict-load engine --isl 8 --osl 4 --concurrency 1 --requests 50 --out out": 4096,
     "report-load run --out out": 16_384,
     "find-knee engine --objective ttft_s.p95=1 --isl 8 --osl 4 --max-requests 64 --out out": 1024,
+    "plan-capacity demand.yaml --workers 1 --fresh --out out": 4096,
+    "calibrate-engine --measurements points.csv --model llama-3-8b --gpu h100-sxm-80gb --precision fp8 --out c": 512,
 }
 
 

@@ -15,6 +15,9 @@ from tests.attack.victim import Victims
 
 SERVER = Path(__file__).with_name("nonsense.py")
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+# Of gRPC: settings, headers of status 200, a frame of an unknown kind that ends the line, and a response of two bytes.
+GRPC = b"\0\0\0\4\0\0\0\0\0" + b"\0\0\1\1\4\0\0\0\1\x88" + b"\0\0\1\x63\0\0\0\0\0\n"
+RESPONSE = b"\0\0\7\0\0\0\0\0\1" + b"\0\0\0\0\2ab"
 ANSWERS = {
     "nothing": b"",
     "garbage": bytes(range(256)) * 4,
@@ -38,6 +41,7 @@ ANSWERS = {
     "another encoding": OK + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\0",
     "endless headers": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000 + b"\r\n",
     "an endless body": OK + b"\r\n" + b"y" * 65_536,
+    "endless gRPC responses": GRPC + RESPONSE,
 }
 SLOW = {
     "a slow status": b"HTTP/1.1 200 OK\r\n",
@@ -46,6 +50,7 @@ SLOW = {
 ASK = {
     "run-load": "--url {url} --tokenizer tokenizer/tokenizer.json --isl 8 --osl 4 --out out",
     "run-load --protocol": "triton-http --model x --url {url} --tokenizer tokenizer/tokenizer.json --out out",
+    "run-load --model": "x --protocol triton-grpc --url {url} --tokenizer tokenizer/tokenizer.json --out out",
     "evaluate-engine": "--url {url} --model x --tokenizer tokenizer --tasks gsm8k",
     "build-repo": "engine --tokenizer tokenizer --engine-url {url} --out out",
 }
@@ -55,7 +60,7 @@ ASK = {
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_nonsense_is_refused_in_one_line(name: str, answer: bytes, victims: Victims, examples: Path) -> None:
     """No answer of a server is a traceback, and none is waited for without a limit."""
-    is_endless = answer.endswith((b"y" * 1000 + b"\r\n", b"y" * 65_536))
+    is_endless = answer.endswith((b"y" * 1000 + b"\r\n", b"y" * 65_536, RESPONSE))
     _refused(name, answer, "endless" if is_endless else "once", victims, examples)
 
 

@@ -287,7 +287,7 @@ def test_a_call_takes_one_response() -> None:
         thread = threading.Thread(target=flood)
         thread.start()
         endpoint = Endpoint(host="127.0.0.1", port=listener.getsockname()[1], protocol="triton-grpc")
-        with pytest.raises(MissingError, match="ServerMetadata: more than one response"):
+        with pytest.raises(MissingError, match=r"no Triton server answers at .*: more than one response"):
             call(endpoint, "ServerMetadata", b"")
         thread.join(10)
         assert not thread.is_alive()
