@@ -63,7 +63,8 @@ def calibrate(
             hint="measure more levels of concurrency, preferably with two or more prompt lengths",
         )
     shapes = _shapes_to_hold(points)
-    progress(f"{len(points)} points; fitting them, and {len(shapes)} times with one shape of prompt and reply left out")
+    again = f", and {len(shapes)} times with one shape of prompt and reply left out" if shapes else ""
+    progress(f"{len(points)} points; fitting them{again}")
     began_s = clock()
     with WorkerPool(os.cpu_count() or 1, method="fork") as pool:
         whole = pool.submit(fit_best, request, points)
