@@ -15,7 +15,8 @@ def end_with_server() -> None:
     """Start the thread that ends this process when its parent, Triton, has ended.
 
     Triton's own part of this process ends then, too, unless it waits for a lock in shared memory that Triton held when
-    it was killed.
+    it was killed. Where it waits with Python's own lock held, as while it sets a metric, no thread runs: `stop_server`
+    ends the process then.
     """
     threading.Thread(target=_watch, args=(os.getppid(),), name="server-end", daemon=True).start()
 
