@@ -68,6 +68,7 @@ class Alternative(Strict):
     wave_sequences: float
     wave_tail: float
     wave_reads: float
+    kernels: Kernels = "trtllm"
     cost: float
 
 

@@ -13,6 +13,7 @@ from engines.spec.attention_waves import SPLIT, Waves, waves_on
 from engines.spec.deployment import Factors, Host, loaded
 from engines.spec.engine_profile import (
     DEFAULT_ENGINE_PROFILE,
+    WIDE_PROMPTS,
     Batching,
     EngineProfile,
     Kernels,
@@ -70,6 +71,7 @@ __all__ = [
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
     "SPLIT",
+    "WIDE_PROMPTS",
     "Accelerator",
     "AcceptanceProfile",
     "Arithmetic",

@@ -20,7 +20,8 @@ from engines.spec.deployment import Factors, Host
 from engines.spec.placed_model import PlacedModel
 
 DEFAULT_ENGINE_PROFILE = "trtllm-1.x-triton"
-Kernels = Literal["trtllm", "vllm"]
+Kernels = Literal["trtllm", "trtllm-16bit-prompts", "vllm"]
+WIDE_PROMPTS: Kernels = "trtllm-16bit-prompts"  # TensorRT-LLM's, with 16-bit attention of prompts beside any cache
 Deviation = Annotated[float, Field(gt=0)]
 
 

@@ -13,13 +13,12 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from engines.derived_copy import derived_folder, is_intact
 from engines.names import yaml_data
-from engines.spec import Kernels
 
 _PLACE = Path("share") / "kernel-tables"
 _MODELS_PYTHON = ("opt", "triton", "py")  # of the local Triton, in the environment of the commands
@@ -33,7 +32,7 @@ _NOT_READ = ("framework", "version", "device", "op_name", "kernel_source")
 # Kinds of tables in which a dense model is looked up, and the kind for transfers between GPUs.
 _KINDS = ("attention", "gemm", "quantize")
 _BETWEEN_GPUS = "comm"
-_FRAMEWORKS: tuple[Kernels, ...] = get_args(Kernels)
+_FRAMEWORKS = ("trtllm", "vllm")
 _VERSIONS = "query_versions.yaml"
 _REUSE = "perf_data_reuse_manifest.yaml"
 
@@ -50,7 +49,7 @@ def folder_in(prefix: Path) -> Path:
 FOLDER = folder_in(Path(sys.prefix))
 
 
-def smaller_tables(kernels: Kernels, system: str, head_size: int, folder: Path = FOLDER) -> str | None:
+def smaller_tables(kernels: str, system: str, head_size: int, folder: Path = FOLDER) -> str | None:
     """Return the folder with a framework's rows for a system and a head size, if intact and of the installed release.
 
     It may have been made by another Python's copy of that release, as long as that is there: links lead to it.
@@ -66,7 +65,7 @@ def smaller_tables(kernels: Kernels, system: str, head_size: int, folder: Path =
 
 
 @cache
-def version_of(kernels: Kernels, system: str, folder: str | None) -> str:
+def version_of(kernels: str, system: str, folder: str | None) -> str:
     """Return the version of a framework's tables that a folder (None: the library's) states as the current one."""
     stated = yaml_data((_library_folder() if folder is None else Path(folder)) / _VERSIONS)
     versions = stated["overrides"].get(system, {}).get(kernels, stated["defaults"][kernels])
@@ -85,7 +84,7 @@ def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> Non
             _write_framework(kernels, systems, library, made / kernels)
 
 
-def _write_framework(kernels: Kernels, systems: tuple[str, ...], library: Path, folder: Path) -> None:
+def _write_framework(kernels: str, systems: tuple[str, ...], library: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     of_systems = {path.stem for path in library.glob("*.yaml") if (library / "data" / path.stem).is_dir()}
     for path in library.glob("*.yaml"):
@@ -103,7 +102,7 @@ def _write_framework(kernels: Kernels, systems: tuple[str, ...], library: Path, 
     (folder / _REUSE).write_text(yaml.safe_dump(relevant), encoding="utf-8")
 
 
-def _relevant(reuse: dict[str, Any], kernels: Kernels, folder: Path) -> dict[str, Any]:
+def _relevant(reuse: dict[str, Any], kernels: str, folder: Path) -> dict[str, Any]:
     """Return which kernels' rows may come from other frameworks' tables, of the tables in a folder.
 
     The library reads this list once for each of them. Where it has no other framework's table, only the own one counts.

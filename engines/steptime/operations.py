@@ -9,7 +9,7 @@ import json
 from typing import Any, NamedTuple
 
 from engines.errors import MissingError
-from engines.spec import Kernels, ModelSpec
+from engines.spec import ModelSpec
 from engines.steptime.kernel_tables import version_of
 
 ATTENTION, LOGITS = "attention", "logits"
@@ -23,7 +23,7 @@ class Lookup(NamedTuple):
     """A model on a system, by the library's names: which framework's kernels it runs, in which formats."""
 
     model: ModelSpec
-    kernels: Kernels
+    kernels: str
     system: str
     gemm_mode: str
     kv_mode: str

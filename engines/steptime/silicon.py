@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from engines.errors import MissingError
-from engines.spec import Kernels, KvFormat, PlacedModel, precision_named
+from engines.spec import WIDE_PROMPTS, Kernels, KvFormat, PlacedModel, precision_named
 from engines.steptime.kernel_tables import smaller_tables
 from engines.steptime.operations import ATTENTION, LOGITS, NORMS, Lookup, engine_of
 from engines.steptime.roofline import LOGITS_BYTES, SAMPLING_PASSES
@@ -51,21 +51,36 @@ class _Framework(NamedTuple):
     """What differs between the kernels of frameworks.
 
     Attributes:
+        tables: The library's name of it.
         fp8_mode: The tables' name of FP8 products. `fp8_static`: scales known beforehand, as in an engine; `fp8`: of
             each token as it comes, as vLLM has them unless the checkpoint states scales.
         kv_read_ratio: On attention of decoding; `prompt_attention_ratio` on that of prompts. The same fit, all GPUs, of
             TensorRT-LLM's kernels alone.
+        wide_prompts: Attention of prompts is that with a 16-bit cache, also beside a smaller one.
     """
 
+    tables: str
     fp8_mode: str
     kv_read_ratio: float
     prompt_attention_ratio: float
+    wide_prompts: bool = False
 
 
+_TRTLLM = _Framework("trtllm", "fp8_static", 1.05, 0.92)
 _FRAMEWORKS: dict[Kernels, _Framework] = {
-    "trtllm": _Framework("fp8_static", 1.05, 0.92),
-    "vllm": _Framework("fp8", 1.0, 1.0),
+    "trtllm": _TRTLLM,
+    WIDE_PROMPTS: _TRTLLM._replace(wide_prompts=True),
+    "vllm": _Framework("vllm", "fp8", 1.0, 1.0),
 }
+
+
+def library_name(kernels: Kernels) -> str:
+    """Return the framework's name in the tables whose kernels these are.
+
+    >>> library_name("trtllm-16bit-prompts")
+    'trtllm'
+    """
+    return _FRAMEWORKS[kernels].tables
 
 
 class _Tables:
@@ -143,7 +158,7 @@ class Silicon:
         kv_mode = self._kv_mode(system, kv_format)
         self._halved = kv_format == "int8" and kv_mode == "bfloat16"
         self._factor: tuple[_Tables, _Tables] | None = None
-        lookup = Lookup(model, kernels, system, mode, kv_mode, tensor_parallel)
+        lookup = Lookup(model, self._framework.tables, system, mode, kv_mode, tensor_parallel)
         if mode in _INTEGER_MODES and system != _DERIVED_ON:
             self.derived.append(
                 f"{precision} on {gpu.name}: its 16-bit kernels times the ratio of {precision} on an A100"
@@ -154,6 +169,8 @@ class Silicon:
             )
             self._factor = (_tables_of(there), _tables_of(there._replace(gemm_mode="bfloat16")))
         self._tables = _tables_of(lookup)
+        wide = lookup._replace(kv_mode="bfloat16")
+        self._prompt_tables = _tables_of(wide) if self._framework.wide_prompts else self._tables
         self._linear: dict[int, tuple[float, float]] = {}
         self._logits: dict[int, float] = {}
         self._knots: dict[tuple[int, int], float] = {}
@@ -233,7 +250,7 @@ class Silicon:
         found = self._prompts.get(key)
         if found is None:
             ratio = self._sustained * self._framework.prompt_attention_ratio
-            found = self._prompts[key] = ratio * self._tables.prompt_attention_s(*key)
+            found = self._prompts[key] = ratio * self._prompt_tables.prompt_attention_s(*key)
         return found
 
     def _decode_attention_s(self, sequences: int, context_tokens: int) -> float:

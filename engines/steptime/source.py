@@ -13,7 +13,7 @@ from engines.steptime.kernel_tables import version_of
 from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled
 from engines.steptime.shape import StepCost, StepTime
-from engines.steptime.silicon import SYSTEMS, Silicon
+from engines.steptime.silicon import SYSTEMS, Silicon, library_name
 from engines.steptime.speculative import Drafting, Speculative
 
 # GPUs on which measured kernels have lower held-out errors than data sheets; docs/measurements/fidelity.md has both.
@@ -110,7 +110,7 @@ def step_time_words(choice: StepTimeChoice, gpu: str) -> str:
     """
     if choice.source == "roofline":
         return choice.source
-    return f"{choice.source} ({choice.kernels} {version_of(choice.kernels, SYSTEMS[gpu], None)} kernels)"
+    return f"{choice.source} ({choice.kernels} {version_of(library_name(choice.kernels), SYSTEMS[gpu], None)} kernels)"
 
 
 def step_time_for(manifest: EngineManifest) -> StepTime:

@@ -124,7 +124,7 @@ def _document(
         kv_cache=manifest.precision.kv_cache,
         tensor_parallel=manifest.parallel.tensor,
         source=manifest.step_time.source,
-        kernels=manifest.step_time.kernels,
+        kernels=best.kernels,
         engine=EngineLimits(
             max_batch_size=manifest.limits.max_batch_size,
             max_num_tokens=best.max_num_tokens,
@@ -145,6 +145,7 @@ def _document(
                 wave_sequences=each.waves.sequences,
                 wave_tail=factors_of(found.stated, each.waves).wave_tail,
                 wave_reads=each.waves.reads,
+                kernels=each.kernels,
                 cost=found.cost,
             )
             for each, found in tried.items()

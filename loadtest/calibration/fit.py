@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,11 +15,14 @@ from engines.errors import MissingError
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import PARAMETERS, Array
 from loadtest.calibration.posterior import mean_logs
-from loadtest.calibration.trial import FitContext, Trial, differences_of
+from loadtest.calibration.same_iterations import SameIterations
+from loadtest.calibration.trial import FitContext, Observed, observe_smoothed
 
 # Assumed measurement noise of tokens/s, ITL and TTFT, as standard deviations of the logarithm.
 SIGMA = (0.03, 0.03, 0.12)
-MOVED_RATIO = 0.1  # of the prior's spread: differences are computed again after a parameter has moved this far
+# Correlation between the errors of points of one shape: what a model lacks, it lacks at every load. By restricted
+# maximum likelihood around fits to the two served tables; TTFT's, 0.06, is no better than none.
+SHARED = (0.38, 0.47, 0.0)
 # Half the sum of squared residuals, in standard deviations. A fit ends when its next step would gain less than this: no
 # parameter would move by more than a third (the square root of 2 * 0.05) of its own standard deviation.
 NEGLIGIBLE_GAIN = 0.05
@@ -34,8 +38,8 @@ class Fitted(NamedTuple):
         logs: Logarithms of the most probable parameters; shape (P,).
         covariance: Covariance of `logs`; shape (P, P).
         cost: Half the sum of squared residuals, with large ones damped.
-        seen: Logarithms of the points' predicted tokens/s, ITL and TTFT; shape (points, 3).
-        slopes: Their derivatives for the same iterations; shape (points, 3, P).
+        seen: Logarithms of the points' predicted tokens/s, ITL and TTFT; shape (points, 3); see `observe_smoothed`.
+        slopes: Their derivatives; shape (points, 3, P).
         stated: Logarithms of the parameters that a calibration states and predicts with; see `mean_logs`.
     """
 
@@ -62,50 +66,54 @@ def fit(
         start: Starting point. None: the prior's mean.
         known: A fit of the same context, whose points are not simulated again with its result.
         trials: Maximum number of parameter vectors.
-        cost_to_beat: The fit ends, already before its first step, where even twice the next step's expected gain would
-            not reach this cost.
+        cost_to_beat: The fit ends, already before its first step, where neither twice the next step's expected gain
+            nor half the cost expected after it would reach this cost.
 
     Raises:
         MissingError: SciPy is not installed.
     """
-    try:
-        from scipy.optimize import least_squares  # noqa: PLC0415 (an extra)
-    except ModuleNotFoundError as error:
-        raise MissingError("calibration needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
+    if find_spec("scipy") is None:
+        raise MissingError("calibration needs scipy", hint="pip install 'engine-to-capacity[load]'")
     work, prior = _Work(context, points, known), context.prior
-    upper = np.log([parameter.upper for parameter in PARAMETERS])
+    lower = prior.expected - MAX_STDDEVS * prior.spread
+    upper = np.minimum(prior.expected + MAX_STDDEVS * prior.spread, np.log([each.upper for each in PARAMETERS]))
+    logs = np.clip(prior.expected if start is None else start, lower, upper)
+    costs: list[float] = []
+    best, radius = logs, math.inf
+    for _ in range(trials):
+        costs.append(work.cost(logs))
+        if costs[-1] == min(costs):
+            best, radius = logs, 2 * radius
+        else:  # the iterations have changed too much
+            radius = float(np.max(np.abs(logs - best) / prior.spread)) / 2
+        if _is_fruitless(costs):
+            break
+        reach = radius * prior.spread
+        expected_cost, logs = work.model(best).minimum(np.maximum(lower, best - reach), np.minimum(upper, best + reach))
+        gain = min(costs) - expected_cost
+        if gain < NEGLIGIBLE_GAIN or max(expected_cost - gain, expected_cost / 2) > cost_to_beat:
+            break
+    slope = work.jacobian(best)
+    covariance = np.asarray(np.linalg.inv(slope.T @ slope), dtype=np.float64) * max(1.0, work.misfit(best))
+    stated = mean_logs(best, work.residuals(best), slope, work.noise.ravel())
+    return Fitted(best, covariance, min(costs), *work.observed(best), stated)
 
-    def residuals(shift: Array) -> Array:
-        found = work.residuals(prior.expected + shift)
-        if work.is_fruitless():
-            raise StopIteration
-        return found
 
-    def stop_early(intermediate_result: Any) -> None:
-        gain = work.expected_gain(prior.expected + intermediate_result.x)
-        if gain < NEGLIGIBLE_GAIN or intermediate_result.cost - 2 * gain > cost_to_beat:
-            raise StopIteration
+def noise_of(points: Sequence[Point]) -> Array:
+    """Return the noise of each point's tokens/s, ITL and TTFT, as standard deviations; shape (points, 3).
 
-    begin = np.zeros_like(prior.expected) if start is None else start - prior.expected
-    with contextlib.suppress(StopIteration):
-        residuals(begin)
-        if work.trials[0][0] - 2 * work.expected_gain(prior.expected + begin) > cost_to_beat:
-            raise StopIteration
-        least_squares(
-            residuals,
-            begin,
-            jac=lambda shift: work.jacobian(prior.expected + shift),
-            bounds=(-MAX_STDDEVS * prior.spread, np.minimum(MAX_STDDEVS * prior.spread, upper - prior.expected)),
-            x_scale=prior.spread,
-            loss="soft_l1",
-            max_nfev=trials,
-            callback=stop_early,
-        )
-    cost, logs = min(work.trials, key=lambda trial: trial[0])
-    slope = work.jacobian(logs)
-    covariance = np.asarray(np.linalg.inv(slope.T @ slope), dtype=np.float64) * max(1.0, work.misfit(logs))
-    stated = mean_logs(logs, work.residuals(logs), slope, np.array(SIGMA))
-    return Fitted(logs, covariance, cost, work.seen(logs), work.own_slopes(logs), stated)
+    It grows with the number of points of the same shape: together, n of them count as n / (1 + (n - 1) * `SHARED`). If
+    there is no other shape, what the model lacks for this one is part of what the factors are to describe.
+    """
+    of_shape = Counter(point.shape for point in points)
+    others = np.array([of_shape[point.shape] - 1 if len(of_shape) > 1 else 0 for point in points])
+    return np.asarray(np.array(SIGMA) * np.sqrt(1 + others[:, None] * np.array(SHARED)))
+
+
+def _is_fruitless(costs: list[float]) -> bool:
+    """Whether the latest trials gained next to nothing over those before them."""
+    before = costs[:-FRUITLESS_TRIALS]
+    return bool(before) and min(before) - min(costs) < NEGLIGIBLE_GAIN
 
 
 class Known(NamedTuple):
@@ -127,27 +135,20 @@ def load_places(points: Sequence[Point]) -> dict[tuple[object, ...], int]:
 
 @dataclass(slots=True)
 class _Work:
-    """Residuals of points and prior; each parameter vector is simulated once, and points of the same load together.
-
-    Attributes:
-        trials: Cost and parameters of each vector tried: half the sum of squares, with large ones damped (soft_l1).
-    """
+    """Residuals of points and prior; each parameter vector is simulated once, and points of the same load together."""
 
     context: FitContext
     points: Sequence[Point]
     known: Known | None = None
-    trials: list[tuple[float, Array]] = field(default_factory=list)
+    noise: Array = field(init=False)
     _loads: list[Point] = field(init=False)  # one point of each load
     _load_of: list[int] = field(init=False)  # by point, its place there
     _known_as: dict[int, int] = field(init=False)  # by load, a known point of that load
-    _seen: dict[bytes, Array] = field(default_factory=dict)
-    _own_slopes: dict[bytes, Array] = field(default_factory=dict)
-    _slopes: dict[bytes, Array] = field(default_factory=dict)
-    _simulated: tuple[bytes, dict[int, Trial]] = (b"", {})  # the latest vector, and by load its simulations
-    _latest: tuple[Array, Array] | None = None
+    _observed: dict[bytes, Observed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find the points that were measured under the same load, and the loads that are known."""
+        self.noise = noise_of(self.points)
         keys, places = [load_key(point) for point in self.points], load_places(self.points)
         self._load_of = [places[key] for key in keys]
         self._loads = [self.points[keys.index(key)] for key in places]
@@ -156,97 +157,47 @@ class _Work:
 
     def residuals(self, logs: Array) -> Array:
         """Return residuals in standard deviations: of the points, then of the prior."""
-        is_new = logs.tobytes() not in self._seen
-        found = self._residuals(logs)
-        if is_new:
-            self.trials.append((float(np.sum(np.sqrt(1 + found**2) - 1)), logs.copy()))
-        return found
-
-    def is_fruitless(self) -> bool:
-        """Whether the latest trials gained next to nothing over those before them."""
-        before = self.trials[:-FRUITLESS_TRIALS]
-        costs = [min(cost for cost, _ in trials) for trials in (before, self.trials) if trials]
-        return len(costs) > 1 and costs[0] - costs[1] < NEGLIGIBLE_GAIN
+        prior = self.context.prior
+        return np.concatenate([self._of_points(logs).ravel(), (logs - prior.expected) / prior.spread])
 
     def jacobian(self, logs: Array) -> Array:
         """Return the residuals' derivatives."""
-        key = logs.tobytes()
-        if key not in self._slopes:
-            slopes = self.own_slopes(logs) + self._differenced(logs)
-            self._slopes[key] = np.nan_to_num(self._mask()[:, :, None] * slopes / np.array(SIGMA)[:, None])
-        return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / self.context.prior.spread)])
+        slopes = self._slopes_of_points(logs).reshape(-1, len(logs))
+        return np.concatenate([slopes, np.diag(1 / self.context.prior.spread)])
 
-    def expected_gain(self, logs: Array) -> float:
-        """Return by how much a whole Gauss-Newton step from here would reduce the cost, were all residuals linear."""
-        residuals, slopes = self._residuals(logs), self.jacobian(logs)
-        weights = 1 / np.sqrt(1 + residuals**2)  # of soft_l1
-        gradient = slopes.T @ (weights * residuals)
-        return float(gradient @ np.linalg.solve(slopes.T @ (weights[:, None] * slopes), gradient)) / 2
-
-    def seen(self, logs: Array) -> Array:
-        """Return the points' predictions; shape (points, 3)."""
-        key = logs.tobytes()
-        if key not in self._seen:
-            self._seen[key] = self._of_loads(logs, Trial.logs, lambda fitted: fitted.seen)
-        return self._seen[key]
-
-    def own_slopes(self, logs: Array) -> Array:
-        """Return the predictions' derivatives for the same iterations; shape (points, 3, P)."""
-        key = logs.tobytes()
-        if key not in self._own_slopes:
-            self._own_slopes[key] = self._of_loads(logs, Trial.slopes, lambda fitted: fitted.slopes)
-        return self._own_slopes[key]
-
-    def _of_loads(self, logs: Array, of_trial: Callable[[Trial], Array], of_points: Callable[[Fitted], Array]) -> Array:
-        """Return a quantity by point: a known point's, or that of its load's simulation."""
-        trials = self._trials(logs)
-        known = () if self.known is None else of_points(self.known.fitted)
-        rows = [
-            of_trial(trials[place]) if place in trials else known[self._known_as[place]]
-            for place in range(len(self._loads))
-        ]
-        return np.array(rows)[self._load_of]
-
-    def _trials(self, logs: Array) -> dict[int, Trial]:
-        """Return the simulations of the loads that are not known, by load; only the latest are kept."""
-        key = logs.tobytes()
-        if self._simulated[0] != key:
-            is_known = self.known is not None and key == self.known.fitted.logs.tobytes()
-            known = self._known_as if is_known else {}
-            self._simulated = b"", {}  # not two at a time
-            self._simulated = (
-                key,
-                {
-                    place: Trial(self.context, point, logs, keep_steps=True)
-                    for place, point in enumerate(self._loads)
-                    if place not in known
-                },
-            )
-        return self._simulated[1]
-
-    def _differenced(self, logs: Array) -> Array:
-        """Return the derivatives that need further simulations; cached until the parameters have moved enough."""
-        if self._latest is None or np.any(np.abs(logs - self._latest[0]) > MOVED_RATIO * self.context.prior.spread):
-            seen = self.seen(logs)
-            rows = [
-                differences_of(self.context, point, logs, seen[self._load_of.index(place)])
-                for place, point in enumerate(self._loads)
-            ]
-            self._latest = logs.copy(), np.array(rows)[self._load_of]
-        return self._latest[1]
-
-    def _residuals(self, logs: Array) -> Array:
-        prior = self.context.prior
-        return np.concatenate([self._of_points(logs), (logs - prior.expected) / prior.spread])
+    def cost(self, logs: Array) -> float:
+        """Return half the sum of squared residuals, with large ones damped (soft_l1)."""
+        return float(np.sum(np.sqrt(1 + self.residuals(logs) ** 2) - 1))
 
     def misfit(self, logs: Array) -> float:
         """Return the mean squared residual of the points, with large ones damped."""
         squares = self._of_points(logs) ** 2
         return float(np.sum(2 * (np.sqrt(1 + squares) - 1)) / max(1, np.count_nonzero(squares)))
 
+    def model(self, logs: Array) -> SameIterations:
+        """Return what to expect near a parameter vector."""
+        return SameIterations(logs, self._of_points(logs), self._slopes_of_points(logs), self.noise, self.context.prior)
+
+    def observed(self, logs: Array) -> Observed:
+        """Return the points' predictions and derivatives; shapes (points, 3) and (points, 3, P)."""
+        key = logs.tobytes()
+        if key not in self._observed:
+            known = self.known.fitted if self.known is not None and key == self.known.fitted.logs.tobytes() else None
+            rows = [
+                observe_smoothed(self.context, point, logs)
+                if known is None or place not in self._known_as
+                else Observed(known.seen[self._known_as[place]], known.slopes[self._known_as[place]])
+                for place, point in enumerate(self._loads)
+            ]
+            seen, slopes = (np.array(each)[self._load_of] for each in zip(*rows, strict=True))
+            self._observed[key] = Observed(seen, slopes)
+        return self._observed[key]
+
     def _of_points(self, logs: Array) -> Array:
         wanted = np.array([point.logs for point in self.points])
-        return np.asarray(np.nan_to_num((self.seen(logs) - wanted) / np.array(SIGMA)).ravel())
+        return np.asarray(np.nan_to_num((self.observed(logs).logs - wanted) / self.noise))
 
-    def _mask(self) -> Array:
-        return np.where(np.isnan([point.logs for point in self.points]), 0.0, 1.0)
+    def _slopes_of_points(self, logs: Array) -> Array:
+        is_measured = ~np.isnan([point.logs for point in self.points])
+        slopes = self.observed(logs).slopes / self.noise[:, :, None]
+        return np.where(is_measured[:, :, None], np.nan_to_num(slopes), 0.0)

@@ -17,10 +17,10 @@ FACTORS = np.array([parameter.step and parameter.name != "wave_tail" for paramet
 PATH = np.isin(
     [parameter.name for parameter in PARAMETERS], ["request_s", "latency_s", "stream_token_s", "measured_rounds"]
 )
-_TURN = np.array([1.0, -1.0, -1.0])  # tokens/s are inverse to a duration; ITL and TTFT are durations
+TURN = np.array([1.0, -1.0, -1.0])  # tokens/s are inverse to a duration; ITL and TTFT are durations
 
 
-def mean_logs(logs: Array, residuals: Array, jacobian: Array, sigma: Array) -> Array:
+def mean_logs(logs: Array, residuals: Array, jacobian: Array, noise: Array) -> Array:
     """Return the logarithms of the factors' posterior means, and of the most probable path of requests given those.
 
     To second order around the most probable parameters. The second derivatives need no simulation: they follow from
@@ -30,10 +30,9 @@ def mean_logs(logs: Array, residuals: Array, jacobian: Array, sigma: Array) -> A
         logs: The most probable parameters; shape (P,).
         residuals: In standard deviations: three of each point, then the prior's; shape (3 points + P,).
         jacobian: Their derivatives by the parameters; shape (3 points + P, P).
-        sigma: Standard deviations of the logarithms of tokens/s, ITL and TTFT; shape (3,).
+        noise: Standard deviations of the logarithms of the points' tokens/s, ITL and TTFT; shape (3 points,).
     """
-    points = (len(residuals) - len(logs)) // 3
-    measured, noise, turn = slice(3 * points), np.tile(sigma, points), np.tile(_TURN, points)
+    measured, turn = slice(len(noise)), np.tile(TURN, len(noise) // 3)
     weights = 1 / np.sqrt(1 + residuals**2)  # of soft_l1
     slopes = jacobian[:, FACTORS]
     covariance = np.linalg.inv(slopes.T @ (weights[:, None] * slopes))

@@ -12,15 +12,16 @@ import numpy as np
 from engines.calibration import LoadGenerator
 from engines.emulator import settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import SPLIT, EngineProfile, Waves, waves_on
+from engines.spec import SPLIT, WIDE_PROMPTS, EngineProfile, Kernels, Waves, waves_on
 from engines.steptime import step_time_for
-from loadtest.calibration.fit import MAX_STDDEVS, MOVED_RATIO, Fitted, Known, fit, load_key, load_places
+from loadtest.calibration.fit import MAX_STDDEVS, Fitted, Known, fit, load_key, load_places
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import PLACE, Array, Prior, prior_of
 from loadtest.calibration.trial import FitContext, observe
 
 MANY_POINTS = 16  # with more points than this, structures are compared on those of every second load
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried if the deployment's max_num_tokens is unknown
+_OUTPUT_MOVED = 0.1  # logarithm by which a limit of the server's output is above what is expected, if it has an effect
 _NEAR, _WHOLE = 5, 16  # maximum parameter vectors per fit: if only the token budget is new, and from the prior
 
 
@@ -62,13 +63,15 @@ class Structure(NamedTuple):
 
     max_num_tokens: int
     waves: Waves
+    kernels: Kernels = "trtllm"
 
     @property
     def words(self) -> str:
         """The choices as one phrase."""
         waves = self.waves
         how = "split along the context" if waves == SPLIT else f"in waves of {waves.sequences:.1f} sequences"
-        return f"max_num_tokens {self.max_num_tokens}, decode attention {how}"
+        wide = ", 16-bit attention of prompts" if self.kernels == WIDE_PROMPTS else ""
+        return f"max_num_tokens {self.max_num_tokens}, decode attention {how}{wide}"
 
 
 def waves_of(manifest: EngineManifest, profile: EngineProfile | None = None) -> tuple[Waves, ...]:
@@ -85,12 +88,26 @@ def waves_of(manifest: EngineManifest, profile: EngineProfile | None = None) -> 
     return (in_waves if profile.unsplit_attention else SPLIT,)
 
 
+def kernels_of(manifest: EngineManifest, profile: EngineProfile | None = None) -> tuple[Kernels, ...]:
+    """Return the options for the kernels: TensorRT-LLM with an FP8 cache has attention of prompts in FP8 or 16 bits.
+
+    Args:
+        profile: Its engine is known to do the one or the other.
+    """
+    choice = manifest.step_time
+    if profile is not None:
+        return (profile.kernels,)
+    if choice.source != "silicon" or choice.kernels != "trtllm" or manifest.precision.kv_cache != "fp8":
+        return (choice.kernels,)
+    return "trtllm", WIDE_PROMPTS
+
+
 def fit_context_of(request: Request, structure: Structure) -> FitContext:
     """Return the fixed inputs of a fit's predictions, for a given structure."""
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
     # Without the engine profile's factors and host times: they are part of the prior.
     choice = request.manifest.step_time
-    bare = StepTimeChoice(source=choice.source, kernels=choice.kernels)
+    bare = StepTimeChoice(source=choice.source, kernels=structure.kernels)
     source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
     prior = request.prior(structure.waves)
     return FitContext(settings, source, request.generator, structure.waves, prior, request.mixed_kv_reads)
@@ -127,16 +144,18 @@ def _compared(request: Request, points: Sequence[Point]) -> tuple[Structure, dic
     """
     waves = waves_of(request.manifest, request.profile)
     budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
-    best = Structure(budgets[-1], waves[-1])
+    kernels = kernels_of(request.manifest, request.profile)
+    best = Structure(budgets[-1], waves[-1], kernels[-1])
     tried = {best: fit(fit_context_of(request, best), points, trials=_WHOLE)}
     is_limited, start = False, _at_the_output_limit(request.prior(best.waves), points)
     if start is not None:
         limited = fit(fit_context_of(request, best), points, trials=_WHOLE, start=start, cost_to_beat=tried[best].cost)
         moved = limited.logs - request.prior(best.waves).expected  # what has no effect returns to what is expected
-        is_limited = limited.cost < tried[best].cost and moved[PLACE["stream_token_s"]] > MOVED_RATIO
+        is_limited = limited.cost < tried[best].cost and moved[PLACE["stream_token_s"]] > _OUTPUT_MOVED
         if is_limited:
             tried[best] = limited
     changes: list[dict[str, Any]] = [{"waves": each} for each in waves[:-1]]
+    changes += [{"kernels": each} for each in kernels[:-1]]
     changes += [{"max_num_tokens": each} for each in budgets[:-1]]
     for change in changes:
         structure, found = best._replace(**change), tried[best]

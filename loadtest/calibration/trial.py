@@ -4,7 +4,8 @@ A point is predicted by the batcher on a virtual clock. The sequence of iteratio
 for given iterations every duration is linear in the factors. One simulation therefore yields a point's figures and, by
 pricing the same iterations part by part, their derivatives by each factor. Three parameters change which iterations
 there are (serial host time per request, a streaming limit that is reached, size of the KV cache): their derivatives are
-finite differences.
+finite differences. Along the first of them figures change in stairs, since requests enter the engine in whole groups;
+a fit sees the mean over a few of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +45,13 @@ OPEN_SEED = 20261128
 WINDOW_S = 10.0  # longest simulation of a point whose measurement took longer: the load is periodic
 # Step of a finite difference in ln(parameter): large enough to average over the granularity of iterations.
 DIFFERENCE = 0.05
+# Range of ln(request_s), on either side, over which figures are averaged. Between 1.5 and 2.7 ms, the H100's published
+# points of 5 to 25 users have three stairs or four, which move TTFT by up to 1.3 times its assumed noise.
+STAIRS = 0.3
 # Share of the time in which tokens stream out. Below it, an iteration's tokens have left before the next one's are
 # made, and a slightly slower stream delays nobody.
 STREAM_BUSY_RATIO = 0.5
-LESS_TAIL = 0.999  # ratio of two tails whose difference is a derivative
+TAIL_DIFFERENCE = 1e-3  # in ln(wave_tail), on either side: its expected value is where `wave_alone_of` has a kink
 POOL_TOUCHED_RATIO = 0.8  # of the KV cache: once all users together need more than this share, its size has an effect
 
 
@@ -176,7 +181,7 @@ class Trial:
     def slopes(self) -> Array:
         """Return the derivatives of `logs` by all parameters for these same iterations; shape (3, P).
 
-        Zero for the parameters that change the iterations; see `differences_of`.
+        Zero for the parameters that change the iterations; see `observe_smoothed`.
         """
         found = np.zeros((3, len(PARAMETERS)))
         found[:, :STEP_COUNT] = self._slopes_by_factors()
@@ -251,8 +256,8 @@ class Trial:
         step_time = self.server.batcher.step_time
         if not isinstance(step_time, Calibrated):
             raise TypeError(f"a trial prices by Calibrated, not {type(step_time).__name__}")
-        less_tail = _with_less_tail(step_time)
-        each = np.array([_features_of(step_time, step, less_tail) for step in steps])
+        other_tails = _with_other_tails(step_time)
+        each = np.array([_features_of(step_time, step, other_tails) for step in steps])
         last_index = np.array([step.first_index + step.repeats - 1 for step in steps])
         ends_s = self.server.left_s[last_index]
         return np.concatenate([np.zeros((1, STEP_COUNT)), np.cumsum(each, axis=0)]), last_index, ends_s
@@ -288,23 +293,40 @@ def _first_less_steady(values: Array, first_wave: int) -> float:
     return float(values[-first_wave:].mean() - values[:-first_wave].mean())
 
 
-def differences_of(context: FitContext, point: Point, logs: Array, here: Array) -> Array:
-    """Return the derivatives by the parameters that change the iterations; zero for all others; shape (3, P).
+class Observed(NamedTuple):
+    """What a fit sees of a point.
 
-    Args:
-        here: The point's logarithms at `logs`.
+    Attributes:
+        logs: Logarithms of tokens/s, ITL and TTFT; shape (3,).
+        slopes: Their derivatives by all parameters; shape (3, P).
     """
-    found = np.zeros((3, len(PARAMETERS)))
+
+    logs: Array
+    slopes: Array
+
+
+def observe_smoothed(context: FitContext, point: Point, logs: Array) -> Observed:
+    """Return a point's figures and derivatives, averaged over a range of the serial host time per request."""
+    trial = Trial(context, point, logs, keep_steps=True)
+    here, slopes = trial.logs(), trial.slopes()
     for name in _changing_iterations(context, point, logs, here):
-        moved = logs.copy()
-        moved[PLACE[name]] += DIFFERENCE
-        found[:, PLACE[name]] = (observe(context, point, moved) - here) / DIFFERENCE
-    return found
+        slopes[:, PLACE[name]] = (observe(context, point, _moved(logs, name, DIFFERENCE)) - here) / DIFFERENCE
+    if point.load not in SERVED:
+        return Observed(here, slopes)
+    less, more = (observe(context, point, _moved(logs, "request_s", step)) for step in (-STAIRS, STAIRS))
+    slopes[:, PLACE["request_s"]] = (more - less) / (2 * STAIRS)
+    return Observed((less + here + more) / 3, slopes)
+
+
+def _moved(logs: Array, name: str, step: float) -> Array:
+    moved = logs.copy()
+    moved[PLACE[name]] += step
+    return moved
 
 
 def _changing_iterations(context: FitContext, point: Point, logs: Array, here: Array) -> list[str]:
-    """Return the parameters by which a point's iterations become others."""
-    found = ["request_s"] if point.load in SERVED else []
+    """Return the parameters, in addition to `request_s`, by which a point's iterations become others."""
+    found = []
     if point.load in SERVED and math.exp(here[0] + logs[PLACE["stream_token_s"]]) > STREAM_BUSY_RATIO:
         found.append("stream_token_s")
     requested_tokens = point.concurrency * (point.isl + point.osl)
@@ -321,26 +343,28 @@ def _arrivals_s(point: Point) -> Array:
     return np.asarray(drawn * OPEN_REQUESTS / point.rate_per_s / drawn[-1])
 
 
-def _with_less_tail(step_time: Calibrated) -> Calibrated | None:
-    """Return the same step time with a slightly smaller tail; None if attention does not come in waves."""
+def _with_other_tails(step_time: Calibrated) -> tuple[Calibrated, ...]:
+    """Return the same step time with a slightly smaller and larger tail; nothing if attention is not in waves."""
     factors = step_time.factors
     if factors.wave_sequences <= 1:
-        return None
-    tail = factors.wave_tail * LESS_TAIL
-    less = factors.model_copy(update={"wave_tail": tail, "wave_alone": wave_alone_of(tail)})
-    return Calibrated(step_time.source, less)
+        return ()
+    tails = (factors.wave_tail * math.exp(-TAIL_DIFFERENCE), factors.wave_tail * math.exp(TAIL_DIFFERENCE))
+    return tuple(
+        Calibrated(step_time.source, factors.model_copy(update={"wave_tail": tail, "wave_alone": wave_alone_of(tail)}))
+        for tail in tails
+    )
 
 
-def _features_of(step_time: Calibrated, step: Iteration, less_tail: Calibrated | None) -> list[float]:
+def _features_of(step_time: Calibrated, step: Iteration, other_tails: tuple[Calibrated, ...]) -> list[float]:
     """Return the seconds of a run of iterations by factor, with every factor at 1."""
     shape, repeats = step.shape, step.repeats
     parts = step_time.parts(shape)
     sequences = shape.decode_sequences + shape.prefill_sequences
     kv_s, tail_s = _kv_read_s(step_time, step, parts.kv_read_s), 0.0
-    if less_tail is not None and shape.decode_sequences:
+    if other_tails and shape.decode_sequences:
         factors = step_time.factors
-        less_s = _kv_read_s(less_tail, step, less_tail.kv_read_s(shape, parts.kv_read_s))
-        tail_s = factors.kv_ratio / factors.wave_tail * (kv_s - less_s) / -math.log(LESS_TAIL)
+        less_s, more_s = (_kv_read_s(other, step, other.kv_read_s(shape, parts.kv_read_s)) for other in other_tails)
+        tail_s = factors.kv_ratio / factors.wave_tail * (more_s - less_s) / (2 * TAIL_DIFFERENCE)
     return [
         repeats * parts.weights_s,
         repeats * (parts.gemm_s + parts.activations_s),

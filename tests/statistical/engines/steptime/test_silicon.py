@@ -9,7 +9,7 @@ from engines.files import Document, MadeBy
 from engines.manifest import StepTimeChoice
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
-from engines.spec.engine_profile import engine_profile_named
+from engines.spec.engine_profile import WIDE_PROMPTS, engine_profile_named
 from engines.spec.gpu import gpu_named
 from engines.spec.model import model_named
 from engines.spec.placed_model import PlacedModel
@@ -108,6 +108,16 @@ def test_kernels_are_those_of_the_framework_that_runs_them() -> None:
         assert least < theirs / Silicon(placed).seconds(prompt(8192)) < most
     with pytest.raises(MissingError, match="no measured vllm kernels"):
         Silicon(PlacedModel(MODEL, A100, "int8_sq", "16bit"), kernels="vllm")
+
+
+def test_attention_of_prompts_in_16_bits_is_that_with_a_16_bit_cache() -> None:
+    """With an FP8 cache and such prompts, decoding reads that cache; nothing changes where the cache has 16 bits."""
+    small, large = (PlacedModel(MODEL, H100, "fp8", kv_format) for kv_format in ("fp8", "16bit"))
+    wide, narrow, whole = Silicon(small, kernels=WIDE_PROMPTS), Silicon(small), Silicon(large)
+    assert wide.cost(prompt(7000)).attention_s == whole.cost(prompt(7000)).attention_s
+    assert 1.2 < wide.cost(prompt(7000)).attention_s / narrow.cost(prompt(7000)).attention_s < 1.5
+    assert wide.cost(decode(64, 2048)) == narrow.cost(decode(64, 2048))
+    assert Silicon(large, kernels=WIDE_PROMPTS).cost(prompt(7000)) == whole.cost(prompt(7000))
 
 
 def test_an_engine_runs_the_kernels_of_its_profile() -> None:

@@ -18,13 +18,21 @@ from engines.manifest import EngineManifest, StepTimeChoice
 from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
-from engines.spec import SPLIT, Waves, engine_profile_named
+from engines.spec import SPLIT, WIDE_PROMPTS, Kernels, Waves, engine_profile_named
 from loadtest.calibration.calibrate import calibrate
-from loadtest.calibration.fit import fit
+from loadtest.calibration.fit import SIGMA, fit
 from loadtest.calibration.measured_points import Deployment, Point, read_points
 from loadtest.calibration.parameters import PARAMETERS, PLACE, PRIOR, factors_of
-from loadtest.calibration.structures import Request, Structure, fit_best, fit_context_of, predicted_logs, waves_of
-from loadtest.calibration.trial import FitContext, Trial, differences_of, observe
+from loadtest.calibration.structures import (
+    Request,
+    Structure,
+    fit_best,
+    fit_context_of,
+    kernels_of,
+    predicted_logs,
+    waves_of,
+)
+from loadtest.calibration.trial import FitContext, observe, observe_smoothed
 from loadtest.cli.calibrate_engine import calibrate_engine
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.schema import Lengths, Scenario
@@ -118,8 +126,7 @@ def test_a_limit_of_the_servers_output_is_found(manifest: EngineManifest) -> Non
 
 def _slopes(context: FitContext, point: Point, logs: np.ndarray) -> np.ndarray:
     """Return the derivatives of a point's logarithms by those of all parameters, as a step of the fit has them."""
-    trial = Trial(context, point, logs, keep_steps=True)
-    return trial.slopes() + differences_of(context, point, logs, trial.logs())
+    return observe_smoothed(context, point, logs).slopes
 
 
 def test_slopes_are_those_of_the_figures(request_of_truth: Request) -> None:
@@ -157,6 +164,37 @@ def test_attention_may_come_in_waves(manifest: EngineManifest) -> None:
     assert waves_of(manifest, engine_profile_named("vllm-v1")) == (SPLIT,)
     half = manifest.precision.model_copy(update={"kv_cache": "16bit"})
     assert waves_of(manifest.model_copy(update={"precision": half}))[1].blocks == 1  # its registers are not stated
+
+
+def test_attention_of_prompts_may_have_16_bits_beside_an_fp8_cache(manifest: EngineManifest) -> None:
+    """TensorRT-LLM may compute it in either format, unless the engine is named; data sheets do not tell them apart."""
+    measured = manifest.model_copy(update={"step_time": StepTimeChoice(source="silicon")})
+    assert kernels_of(measured) == ("trtllm", WIDE_PROMPTS)
+    assert kernels_of(measured, engine_profile_named("nim-2024")) == (WIDE_PROMPTS,)
+    assert kernels_of(measured, engine_profile_named("vllm-v1-async")) == ("vllm",)
+    assert kernels_of(manifest) == ("trtllm",)
+    half = manifest.precision.model_copy(update={"kv_cache": "16bit"})
+    assert kernels_of(measured.model_copy(update={"precision": half})) == ("trtllm",)
+
+
+@pytest.mark.parametrize("truth", ["trtllm", WIDE_PROMPTS])
+def test_points_choose_the_format_of_prompts_attention(request_of_truth: Request, truth: Kernels) -> None:
+    """Of two deployments that differ in nothing else, each is found to be what it is, by exact points."""
+    pytest.importorskip("aiconfigurator_core", reason="aiconfigurator-core is not installed")
+    manifest = request_of_truth.manifest.model_copy(update={"step_time": StepTimeChoice(source="silicon")})
+    request = replace(request_of_truth, manifest=manifest)
+    loads = [request.points[place] for place in (0, 2, 4, 6, 8, 10)]
+    logs = LOGS.copy()
+    for name in ("gemm_ratio", "attention_ratio"):
+        logs[PLACE[name]] = PRIOR.expected[PLACE[name]]
+    seen = predicted_logs(request, Structure(16384, SPLIT, truth), logs, loads)
+    points = [
+        point._replace(tokens_per_s=math.exp(tokens), itl_s=math.exp(itl), ttft_s=math.exp(ttft))
+        for point, (tokens, itl, ttft) in zip(loads, seen.tolist(), strict=True)
+    ]
+    best, _, tried = fit_best(request, points)
+    assert best.kernels == truth
+    assert len(tried) == 3
 
 
 @pytest.mark.parametrize("truth", [SPLIT, Waves(132 / 32, 4.0, 4)], ids=["split", "in waves"])
@@ -253,7 +291,7 @@ def test_an_open_loop_is_a_point_by_its_rate(tmp_path: Path) -> None:
 
 
 def test_an_open_loop_is_fitted_like_a_closed_one(manifest: EngineManifest) -> None:
-    """Rates made up from known factors give an engine's ITL back; its batch grows with its load."""
+    """Rates made up from known factors are predicted to within the noise; the batch grows with the load."""
     blank = Request(manifest, (), QUICK, max_num_tokens=16384)
     loads = [
         Point("made up", "request_rate", 200, 60, 0, None, 1.0, 1.0, rate_per_s=rate) for rate in (2.0, 8.0, 16.0, 32.0)
@@ -266,7 +304,8 @@ def test_an_open_loop_is_fitted_like_a_closed_one(manifest: EngineManifest) -> N
         for point, (_, itl, ttft) in zip(loads, seen.tolist(), strict=True)
     )
     found = fit(rig, points, trials=10)
-    assert found.seen[:, 1:] == pytest.approx(seen[:, 1:], abs=0.03)
+    again = np.array([observe(rig, point, found.logs) for point in loads])
+    assert np.all(np.abs(again - seen)[:, 1:] < SIGMA[1:])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from engines.spec import PlacedModel, gpu_named, model_named
 from engines.steptime.roofline import Roofline
 from loadtest.calibration import fit as fitting
 from loadtest.calibration.measured_points import Point
-from loadtest.calibration.trial import FitContext, Trial
+from loadtest.calibration.parameters import PLACE, Array
+from loadtest.calibration.trial import FitContext, Observed, observe, observe_smoothed
 
 LOADS = [Point("made up", "concurrency", 64, 8, users, 100.0 * users, 0.01, 0.02) for users in (1, 2, 4)]
 
@@ -38,12 +39,11 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     """Count the simulations of whole parameter vectors by users."""
     seen: Counter[int] = Counter()
 
-    class Counted(Trial):
-        def __post_init__(self) -> None:
-            seen[self.point.concurrency] += 1
-            super().__post_init__()
+    def counted(context: FitContext, point: Point, logs: Array) -> Observed:
+        seen[point.concurrency] += 1
+        return observe_smoothed(context, point, logs)
 
-    monkeypatch.setattr(fitting, "Trial", Counted)
+    monkeypatch.setattr(fitting, "observe_smoothed", counted)
     return seen
 
 
@@ -58,7 +58,7 @@ def test_a_repeated_load_counts_twice_and_is_simulated_once(context: FitContext,
 
 
 def test_a_fit_that_cannot_win_takes_no_step(context: FitContext, simulated: Counter[int]) -> None:
-    """Where even twice the expected gain stays above the cost to beat, the start is all that is simulated."""
+    """Where even half the expected cost stays above the cost to beat, the start is all that is simulated."""
     found = fitting.fit(context, LOADS, trials=9, cost_to_beat=0.0)
     assert simulated == {1: 1, 2: 1, 4: 1}
     assert found.logs == pytest.approx(context.prior.expected)
@@ -74,3 +74,31 @@ def test_a_fit_to_more_points_starts_from_what_is_known(context: FitContext, sim
     found = fitting.fit(context, LOADS, trials=3, start=before.logs, known=fitting.Known(LOADS[:2], before))
     assert without - simulated == {1: 1, 2: 1}
     assert all(np.array_equal(one, other) for one, other in zip(found, plain, strict=True))
+
+
+def test_a_fit_ends_where_the_points_say_wherever_it_starts(context: FitContext) -> None:
+    """From either side of a host time whose logarithm says little: from nearly none, and from all of an iteration."""
+    truth = context.prior.expected.copy()
+    truth[PLACE["iteration_s"]] = np.log(2e-3)
+    points = [
+        Point("made up", "concurrency", 64, 8, users, *np.exp(observe(context, LOADS[place], truth)).tolist())
+        for place, users in enumerate((1, 2, 4))
+    ]
+    ends = []
+    for iteration_s in (2e-5, 1e-2):
+        start = context.prior.expected.copy()
+        start[PLACE["iteration_s"]] = np.log(iteration_s)
+        ends.append(fitting.fit(context, points, start=start))
+    deviations = np.sqrt(np.diag(ends[0].covariance))
+    assert ends[0].cost == pytest.approx(ends[1].cost, abs=fitting.NEGLIGIBLE_GAIN)
+    assert np.all(np.abs(ends[0].logs - ends[1].logs) < deviations / 3)
+    assert ends[0].seen == pytest.approx(np.array([point.logs for point in points]), abs=0.03)
+
+
+def test_points_of_one_shape_count_as_fewer() -> None:
+    """Their mean is known no better than the error that they share."""
+    points = [*LOADS, LOADS[0]._replace(isl=128)]
+    noise = fitting.noise_of(points)
+    assert noise[3] == pytest.approx(fitting.SIGMA)
+    counts = np.sum((np.array(fitting.SIGMA) / noise[:3]) ** 2, axis=0)
+    assert counts == pytest.approx([3 / (1 + 2 * shared) for shared in fitting.SHARED])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from engines.spec import SPLIT, Waves, engine_profile_named, gpu_named
-from loadtest.calibration.parameters import PLACE, PRIOR, factors_of, prior_of, wave_alone_of
+from loadtest.calibration.parameters import IN_WAVES as STATIC_BATCHES
+from loadtest.calibration.parameters import PLACE, PRIOR, PROFILE_SPREAD, factors_of, prior_of, wave_alone_of
 
 GPU = gpu_named("h100-sxm-80gb")
 CPU = GPU.model_copy(update={"name": "made up", "device": "cpu"})
@@ -39,17 +40,30 @@ def test_in_waves_a_group_reads_the_cache_once_or_once_a_head() -> None:
 def test_a_group_of_one_head_has_no_reads_to_share() -> None:
     """Without groups, the cache is read as often in waves as split."""
     alone, split = (prior_of(None, waves, gpu=GPU) for waves in (Waves(4.125, 1.0), SPLIT))
-    assert alone.expected.tolist() == split.expected.tolist()
-    assert alone.spread.tolist() == split.spread.tolist()
+    assert (alone.expected[KV], alone.spread[KV]) == (split.expected[KV], split.spread[KV])
 
 
 def test_the_choice_of_attention_changes_nothing_else() -> None:
     """Every other parameter is expected as it is of any engine, and with an engine named, this one is the engine's."""
-    split, in_waves = (prior_of(None, waves, gpu=GPU) for waves in (SPLIT, IN_WAVES))
-    for one, other in ((split.expected, in_waves.expected), (split.spread, in_waves.spread)):
-        assert np.flatnonzero(one != other).tolist() == [KV]
+    for source, known in (
+        ("roofline", ["kv_ratio", "sequence_s"]),
+        ("silicon", ["weights_ratio", "kv_ratio", "sequence_s"]),
+    ):
+        split, in_waves = (prior_of(None, waves, gpu=GPU, source=source) for waves in (SPLIT, IN_WAVES))
+        for one, other in ((split.expected, in_waves.expected), (split.spread, in_waves.spread)):
+            assert np.flatnonzero(one != other).tolist() == [PLACE[name] for name in known]
     nim = engine_profile_named("nim-2024")
     assert math.exp(prior_of(nim, IN_WAVES, gpu=GPU).expected[KV]) == pytest.approx(nim.factors.kv_ratio)
+
+
+def test_static_batches_count_alone_or_beside_the_engine_named() -> None:
+    """Without an engine, theirs is all that is known; with one, what is expected lies between, and is known better."""
+    value, deviation = STATIC_BATCHES["sequence_s"]
+    nim, place = engine_profile_named("nim-2024"), PLACE["sequence_s"]
+    alone, named = (prior_of(profile, IN_WAVES, gpu=GPU) for profile in (None, nim))
+    assert (math.exp(alone.expected[place]), alone.spread[place]) == pytest.approx((value, deviation))
+    assert value < math.exp(named.expected[place]) < nim.factors.sequence_s
+    assert named.spread[place] == pytest.approx(1 / math.hypot(1 / deviation, 1 / PROFILE_SPREAD))
 
 
 @pytest.mark.parametrize(("tail", "alone"), [(1.0, 1.0), (0.5, 1.0), (0.32, 0.8), (0.08, 0.4)])

@@ -34,7 +34,7 @@ def _stated(sigma: Array = SIGMA) -> Array:
 
 def test_without_points_the_prior_is_stated() -> None:
     """The mean of a factor whose logarithm is normal; what is no factor stays at its most probable value."""
-    stated = mean_logs(PRIOR.expected, np.zeros(len(PRIOR.expected)), np.diag(1 / PRIOR.spread), SIGMA)
+    stated = mean_logs(PRIOR.expected, np.zeros(len(PRIOR.expected)), np.diag(1 / PRIOR.spread), np.zeros(0))
     means = PRIOR.expected + PRIOR.spread**2 / 2
     assert stated[FACTORS] == pytest.approx(means[FACTORS])
     assert stated[~FACTORS] == pytest.approx(PRIOR.expected[~FACTORS])

@@ -10,12 +10,12 @@ import pytest
 
 from engines.calibration import LoadGenerator
 from engines.emulator import BatcherSettings
-from engines.spec import PlacedModel, gpu_named, model_named
+from engines.spec import PlacedModel, Waves, gpu_named, model_named
 from engines.steptime.roofline import Roofline
 from loadtest.calibration.first_wave import unfinished_s
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import PLACE, PRIOR, Array
-from loadtest.calibration.trial import FitContext, Trial, observe
+from loadtest.calibration.trial import STAIRS, FitContext, Trial, observe, observe_smoothed
 
 CROWD = Point("made up", "concurrency", 256, 64, 8, 1.0, 1.0, 1.0)
 
@@ -105,3 +105,29 @@ def test_slopes_by_rounds_are_those_of_the_figures(context: FitContext) -> None:
     more, less = (observe(context, CROWD, _logs(4.0 * math.exp(step))) for step in (1e-3, -1e-3))
     assert slopes == pytest.approx((more - less) / 2e-3, abs=1e-5)
     assert np.all(np.abs(slopes[[0, 2]]) > 1e-3)
+
+
+def test_a_fit_sees_the_mean_over_the_stairs_of_a_serial_host_time(context: FitContext) -> None:
+    """Three simulations give a figure and its derivative; both exceed the steps in which groups of prompts change."""
+    place, logs = PLACE["request_s"], _logs(4.0)
+    step = np.zeros_like(logs)
+    step[place] = STAIRS
+    less, here, more = (observe(context, CROWD, logs + times * step) for times in (-1, 0, 1))
+    seen = observe_smoothed(context, CROWD, logs)
+    assert seen.logs == pytest.approx((less + here + more) / 3)
+    assert seen.slopes[:, place] == pytest.approx((more - less) / (2 * STAIRS))
+    assert seen.slopes[2, place] > 0.01
+
+
+def test_the_slope_by_the_tail_is_that_of_both_sides(context: FitContext) -> None:
+    """At half a tail blocks begin to share bandwidth: steps of few sequences change below it, and not above."""
+    waves, logs, lone = Waves(4.0, 4.0), _logs(4.0), CROWD._replace(concurrency=1)
+    in_waves = replace(context, waves=waves)
+    assert np.exp(logs[PLACE["wave_tail"]]) == pytest.approx(0.5)
+    step = np.zeros_like(logs)
+    step[PLACE["wave_tail"]] = 1e-3
+    less, here, more = (observe(in_waves, lone, logs + times * step)[1] for times in (-1, 0, 1))
+    assert more == pytest.approx(here, abs=1e-9)
+    slope = Trial(in_waves, lone, logs, keep_steps=True).slopes()[1, PLACE["wave_tail"]]
+    assert slope == pytest.approx((more - less) / 2e-3, rel=0.05)
+    assert slope > 1e-3
