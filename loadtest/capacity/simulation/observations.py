@@ -231,13 +231,14 @@ class Observations:
 
     def _stability(self) -> Verdict:
         table = self._whole()
+        life_s = float(np.mean(table.e2e_s[table.is_ok])) if table.is_ok.any() else 0.0
         growth = 0.0
         for place, (begin_s, end_s) in enumerate(self._windows):
             rows = (table.window == place) & table.is_ok
             lead = [each for each in self._lead if each[0] == place]
             sent_s = np.concatenate([table.sent_s[rows], *(each[1] for each in lead)])
             done_s = np.concatenate([table.last_s[rows], *(each[2] for each in lead)])
-            growth += _growth(sent_s, done_s, begin_s, end_s)
+            growth += _growth(sent_s, done_s, begin_s, end_s, life_s=life_s)
         ratio = growth / max(len(table.sent_s), 1)
         return Verdict(QUEUE, GROWTH_RATIO, ratio, ratio <= GROWTH_RATIO)
 
@@ -247,13 +248,16 @@ class Observations:
         return self._table
 
 
-def _growth(sent_s: Floats, done_s: Floats, begin_s: float, end_s: float) -> float:
+def _growth(sent_s: Floats, done_s: Floats, begin_s: float, end_s: float, *, life_s: float) -> float:
     """Return the growth of requests in flight from a window's middle to its end, beyond that of the load and chance.
 
     Bursts bring requests, and no queue keeps them: what was sent within a mean request's duration is not growth.
+
+    Args:
+        life_s: Mean duration of a request.
     """
     middle_s = (begin_s + end_s) / 2
-    life_s = min(float(np.mean(done_s - sent_s)), middle_s - begin_s) if len(sent_s) else 0.0
+    life_s = min(life_s, middle_s - begin_s)
 
     def in_flight(at_s: float) -> int:
         return int(((sent_s <= at_s) & (done_s > at_s)).sum())
