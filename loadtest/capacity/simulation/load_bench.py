@@ -19,7 +19,7 @@ from loadtest.capacity.replica_count import needed_for
 from loadtest.capacity.simulation.length_profile import LengthProfile
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.rate_result import RateResult
-from loadtest.capacity.simulation.replica import evened, simulate
+from loadtest.capacity.simulation.replica import evened, saturated_per_s, simulate
 from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, requests_needed, window_of
 from loadtest.knee import CLEAR_Z
 from loadtest.scenario import Objectives, Trace
@@ -31,6 +31,8 @@ TAIL_LIVES = 4.0  # mean request durations for which the load continues, so that
 # Near saturation a queue takes hundreds of services to reach its steady length (the relaxation time of M/M/1 is about
 # 1 / (1 - utilization)^2 services: 400 at 95 %); a shorter window underestimates the queue.
 MIN_IN_WINDOW = 800
+# Of the rate of a replica that always has requests waiting. Above it, a queue needs longer than any window to settle.
+LASTING_USE = 0.98
 IDLE_REQUESTS = 200  # each alone on the engine: enough for a p95 within about one percent of requests
 RELIEF_WINDOWS = 2
 GLIMPSE = 0.25  # of a window: ranks the objectives of a load whose figures nobody reads
@@ -143,6 +145,7 @@ class LoadBench:
         self.is_metered = is_metered
         self.objectives: Mapping[str, Objectives] = task.demand.all_objectives
         self._loads: dict[tuple[float, Slowdown], _Load] = {}
+        self._saturated: dict[Slowdown, float] = {}
 
     @cached_property
     def _power(self) -> PowerModel | None:
@@ -217,7 +220,8 @@ class LoadBench:
         """Simulate a load until its verdict is clear or its percentiles are supported."""
         base, slow, stretch = self._resolved(rate_per_s, slowdown)
         load = self._loads.setdefault((base, slow), _Load())
-        largest = self.windows_for(rate_per_s)
+        most_per_s = self.most_per_s(rate_per_s, slowdown)
+        largest = self.windows_for(rate_per_s) if rate_per_s <= most_per_s else min_windows
         if not isinstance(self.task.demand.traffic, Described):
             min_windows = WINDOWS  # each is another part of the trace's busiest window
         while load.observations.windows < largest:
@@ -233,6 +237,7 @@ class LoadBench:
             load.result.clear()
         if stretch not in load.result:
             found = load.observations.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
+            found = found.under(most_per_s)
             load.result[stretch] = found if self.is_metered else found._replace(power_w=None)
         return load.result[stretch]
 
@@ -248,10 +253,24 @@ class LoadBench:
         power = self._power if is_metered else None
         return simulate(self.task.manifest, [sample], slowdown=window.slowdown, into=into, power=power)
 
+    def most_per_s(self, rate_per_s: float, slowdown: Slowdown) -> float:
+        """Return the highest load that a replica can process for long, under any objectives; inf for a small load.
+
+        A longer queue does not make the engine faster. So the rate at which it works off a queue bounds every load.
+        """
+        if self.is_small(rate_per_s, slowdown):
+            return math.inf
+        _, slow, stretch = self._resolved(rate_per_s, slowdown)
+        if slow not in self._saturated:
+            sample = self.sample(self.bound_per_s / slow.step, 0, slower=slow.step)
+            self._saturated[slow] = saturated_per_s(self.task.manifest, sample, self.steady.sequences or 1, slow)
+        return LASTING_USE * self._saturated[slow] / stretch
+
     def glimpse(self, rate_per_s: float, slowdown: Slowdown) -> RateResult:
         """Simulate a load briefly: its objectives are ranked, but one near its limit is not decided."""
         found, stretch = self._begun(rate_per_s, slowdown, GLIMPSE)
-        return found.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
+        result = found.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
+        return result.under(self.most_per_s(rate_per_s, slowdown))
 
     def clearly_met(self, rate_per_s: float, slowdown: Slowdown) -> RateResult | None:
         """Return the result of a shorter simulation if that decides, by the interval of `verdict`, that a load is met.

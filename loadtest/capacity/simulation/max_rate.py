@@ -10,8 +10,7 @@ from engines.files import Strict
 from engines.manifest import EngineManifest
 from engines.steptime import NONE, Slowdown, StepCost, uniform
 from loadtest.capacity.simulation.load_bench import LoadBench, Task
-from loadtest.capacity.simulation.observations import QUEUE
-from loadtest.capacity.simulation.rate_result import RateResult
+from loadtest.capacity.simulation.rate_result import QUEUE, RateResult
 from loadtest.metrics import LevelSummary
 
 TOLERANCE = 0.05

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from loadtest.capacity.simulation.confidence import Confidence, confidence_of
-from loadtest.capacity.simulation.rate_result import RateResult, objective_of, ratio_of
+from loadtest.capacity.simulation.rate_result import QUEUE, RateResult, objective_of, ratio_of
 from loadtest.capacity.simulation.request_table import (
     RequestTable,
     gaps_of,
@@ -33,7 +33,6 @@ from loadtest.simulate import Ended, EnergyMeter, VirtualServer
 
 GROWTH_RATIO = 0.03  # of the measured requests: a queue that grows by more than this, beyond chance, is unstable
 CHANCE = 3.0  # standard deviations of the number in flight
-QUEUE = "growing queue"
 
 
 @dataclass(slots=True)

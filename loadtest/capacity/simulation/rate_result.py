@@ -8,6 +8,8 @@ from typing import NamedTuple
 from loadtest.metrics import LevelSummary
 from loadtest.scenario import Verdict
 
+QUEUE = "growing queue"
+
 
 class RateResult(NamedTuple):
     """One simulated load: its figures, and each objective's verdict.
@@ -28,6 +30,18 @@ class RateResult(NamedTuple):
     in_flight: float
     power_w: float | None = None
     cached_ratio: float | None = None
+
+    def under(self, most_per_s: float) -> RateResult:
+        """Return the result with a growing queue if the load is above what its replicas can process for long.
+
+        A window may be too short to show it.
+        """
+        use = self.rate_per_s / most_per_s
+        if use <= 1:
+            return self
+        others = [each for each in self.verdicts if each.objective != QUEUE]
+        verdicts = (*others, Verdict(QUEUE, 1.0, use, met=False))
+        return self._replace(verdicts=verdicts, worst_ratio=max(map(ratio_of, verdicts)))
 
     @property
     def met(self) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from engines.emulator import batcher_for
 from engines.manifest import EngineManifest
@@ -82,6 +85,36 @@ def _run(server: VirtualServer, open_requests: int) -> Iterator[Ended]:
         open_requests -= each.sent.turn.phase == "measure"
         if not open_requests:
             return
+
+
+def saturated_per_s(manifest: EngineManifest, sample: TrafficSample, slots: int, slowdown: Slowdown) -> float:
+    """Return the requests per second of a replica that always has requests waiting.
+
+    All requests of a window wait from the start. The first batch of them gets shorter replies, evenly from none to the
+    whole, so that its requests end one by one, as later ones do; counted is from their last end until nothing waits any
+    more. Without such a time, because the window is too short, it is infinite.
+
+    Args:
+        slots: Requests of the first batch.
+    """
+    requests = tuple(
+        each._replace(at_s=0.0, osl=max(1, each.osl * (place + 1) // slots) if place < slots else each.osl)
+        for place, each in enumerate(sample.requests)
+    )
+    at_once = replace(sample, requests=requests, measure_s=0.0, end_s=math.inf)
+    batcher = batcher_for(manifest, ratios=slowdown.parts())
+    server = VirtualServer(batcher, Arrivals(sent_of(at_once)), slowdown.host_of(manifest.step_time))
+    ended = [each for each in server.run() if each.outcome == "ok"]
+    if not ended:  # none fits the engine, so none is carried
+        return math.inf
+    left_s = server.left_s
+    begun_s, ended_s = left_s[[each.spans[0][0] for each in ended]], left_s[[each.spans[-1][-1] for each in ended]]
+    is_first = np.array([each.sent.turn.id < slots for each in ended])
+    turned_over_s = float(ended_s[is_first].max(initial=0.0))
+    last_begun_s = float(begun_s.max())
+    if last_begun_s <= turned_over_s:
+        return math.inf
+    return int(((ended_s > turned_over_s) & (ended_s <= last_begun_s)).sum()) / (last_begun_s - turned_over_s)
 
 
 def evened(sample: TrafficSample, share: float) -> TrafficSample:

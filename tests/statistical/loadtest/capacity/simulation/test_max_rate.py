@@ -19,7 +19,8 @@ from loadtest.capacity.simulation.fleet_checks import SizeTask, smallest_fleet
 from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task, _metered
 from loadtest.capacity.simulation.max_rate import ReplicaCapacity, max_rate_of, relieved, sweep_rates
-from loadtest.capacity.simulation.replica import evened
+from loadtest.capacity.simulation.replica import evened, simulate
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, window_of
 from tests.unit.loadtest.capacity.made import HERE, demand, engine, window
 
 
@@ -46,6 +47,29 @@ def test_the_search_finds_what_trying_every_load_finds() -> None:
     first_missed = min(rate for rate in grid if rate not in kept)
     last_kept = max(rate for rate in kept if rate < first_missed)
     assert last_kept / 1.06 <= found.rate_per_s <= first_missed * 1.06
+
+
+def waits_of(bench: LoadBench, rate_per_s: float) -> tuple[float, float]:
+    """Return the mean TTFT of both halves of four minutes of a load."""
+    sample = window_of(bench.task.demand, HERE, SampleSpec(rate_per_s, 240.0, 10.0, 5.0))
+    table = simulate(bench.task.manifest, [sample])._whole()
+    first, second = np.array_split(table.ttft_s[np.argsort(table.sent_s)], 2)
+    return float(first.mean()), float(second.mean())
+
+
+def test_a_load_above_what_the_engine_processes_is_not_promised_for_a_patient_objective() -> None:
+    """With 10 s for a first token, a queue that grows misses nothing within a window, but after minutes it does."""
+    asked = demand(
+        traffic={"process": "described", "rate_by_hour_per_s": [20.0], "lengths": {"isl": 863, "osl": 128}},
+        objectives={"ttft_s": {"p99": 10.0}},
+    )
+    manifest = engine(**{"limits.max_batch_size": 384, "limits.max_num_tokens": 1024, "limits.max_seq_len": 2048})
+    bench = LoadBench(task_of(asked, manifest))
+    promised_per_s = max_rate_of(bench.task).rate_per_s
+    assert promised_per_s is not None
+    assert max(waits_of(bench, promised_per_s)) < 2.0
+    first_s, second_s = waits_of(bench, 1.05 * bench.most_per_s(promised_per_s, NONE))
+    assert second_s > 2 * first_s
 
 
 def test_one_simulation_serves_every_slowdown() -> None:
@@ -83,7 +107,9 @@ def test_a_fleet_is_as_small_as_trying_every_number_finds() -> None:
 def test_other_seeds_are_other_traffic_and_other_answers() -> None:
     """Two seeds draw other arrivals, and the search ends at another load: within noise, but never the very same."""
     assert window(20.0).requests != window(20.0, seed=1).requests
-    rates = {searched(demand(seed=seed)).rate_per_s for seed in (0, 1, 2)}
+    lengths = {"isl": "uniform(128, 384)", "osl": "uniform(16, 48)"}
+    traffic = {"process": "described", "rate_by_hour_per_s": [20.0], "lengths": lengths}
+    rates = {searched(demand(seed=seed, traffic=traffic)).rate_per_s for seed in (0, 1, 2)}
     assert len(rates) == 3
     assert max(rate or 0.0 for rate in rates) < 1.15 * min(rate or 0.0 for rate in rates)
 
