@@ -42,6 +42,7 @@ DRAINED_GRACE_S = 0.5
 # https://github.com/triton-inference-server/tensorrtllm_backend/issues/349
 LOCK_FAULT = "boost::interprocess::lock_exception"
 STARTS = 3
+_ENDING_S, _LOOK_EVERY_S = 2.0, 0.02  # a killed server is a process until its memory is free
 _SHARED_MEMORY = Path("/dev/shm")
 _FAILURE_MARKS = ("failed to load", "Traceback", "Error:", "error:", "Internal:", "Invalid argument")
 
@@ -216,18 +217,32 @@ def stop_server(repository: Path, *, grace_s: float = TERM_GRACE_S) -> bool:
 def drain_server(repository: Path, record: ServerRecord, within_s: float) -> None:
     """Refuse new requests and let those in flight finish; the server keeps running.
 
+    A server that was ending already, and so does not answer, has none.
+
     Raises:
         ToolError: Some requests were unfinished at the limit, or the server did not answer or refused the key.
     """
     try:
         left = drain(control_of(repository, record), within_s)
     except ControlError as error:
+        if _ends_within(record, _ENDING_S):
+            return
         raise ToolError(f"the server could not be drained: {error}", log_path=Path(record.log)) from error
     if left:
         raise ToolError(
             f"{left} requests were still in flight after {within_s:g} s and were cancelled",
             hint="allow more time with --drain-within",
         )
+
+
+def _ends_within(record: ServerRecord, limit_s: float) -> bool:
+    """Return whether a server ends within a time, unasked."""
+    end_s = time.monotonic() + limit_s
+    while is_running(record):
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(_LOOK_EVERY_S)
+    return True
 
 
 def control_of(repository: Path, record: ServerRecord) -> Control:

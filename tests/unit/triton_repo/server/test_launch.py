@@ -15,11 +15,13 @@ from engines.files import MadeBy, read_json, write_json
 from engines.ports import free_ports
 from engines.processes import started_ticks
 from triton_repo.server.launch import (
+    KEY_NAME,
     LOCK_FAULT,
     SERVER_NAME,
     STARTS,
     Ports,
     ServerRecord,
+    drain_server,
     start_server,
     stop_server,
 )
@@ -61,6 +63,23 @@ def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
         other.communicate(b"\n", timeout=30)
     assert other.returncode == 0
     assert not (tmp_path / SERVER_NAME).exists()
+
+
+@pytest.mark.parametrize(("lives_s", "ends"), [(0.5, True), (60.0, False)])
+def test_a_server_that_is_ending_has_nothing_to_drain(lives_s: float, ends: bool, tmp_path: Path) -> None:
+    """It answers no more before its process is gone; one that lives on without an answer is an error."""
+    with subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({lives_s})"]) as server:
+        ticks = started_ticks(server.pid)
+        assert ticks is not None
+        (tmp_path / KEY_NAME).write_text("key")
+        [port] = free_ports(1)
+        record = _record(server.pid, ticks).model_copy(update={"http_port": port})
+        if ends:
+            drain_server(tmp_path, record, 1.0)
+        else:
+            with pytest.raises(ToolError, match="could not be drained"):
+                drain_server(tmp_path, record, 1.0)
+            server.kill()
 
 
 _ORPHANED = """
