@@ -269,7 +269,8 @@ class LoadBench:
     def glimpse(self, rate_per_s: float, slowdown: Slowdown) -> RateResult:
         """Simulate a load briefly: its objectives are ranked, but one near its limit is not decided."""
         found, stretch = self._begun(rate_per_s, slowdown, GLIMPSE)
-        return found.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
+        result = found.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
+        return result.under(self.most_per_s(rate_per_s, slowdown))
 
     def clearly_met(self, rate_per_s: float, slowdown: Slowdown) -> RateResult | None:
         """Return the result of a shorter simulation if that decides, by the interval of `verdict`, that a load is met.

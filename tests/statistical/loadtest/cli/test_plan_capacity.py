@@ -326,14 +326,16 @@ def test_a_rate_that_was_not_searched_further_is_no_limit(tmp_path: Path) -> Non
     assert plan.scaling is None
     assert "autoscaler: none simulated: one replica carries the whole demand" in result.output
     assert [each.is_lower_bound for each in plan.chosen.sizes] == [True, True, True]
-    assert {each.limited_by for each in plan.chosen.sizes} == {"ttft_s p90"}  # the only objective there is
+    assert {each.limited_by for each in plan.chosen.sizes} == {
+        "growing queue"
+    }  # it grows before a tenth wait half a second
     assert plan.max_queue_size > 4
     assert {each.needed for each in plan.day.points} == {1}
     assert f"≥{plan.chosen.rate_per_s:.3g}" in result.output
     for title in ("ends of the prediction interval", "simulated together", "what would change the answer"):
         assert f"{title} (predicted)" in " ".join(result.output.split())
     page = (tmp_path / "out" / "capacity.html").read_text(encoding="utf-8")
-    assert "At far higher loads, ttft_s p90 fails first" in page
+    assert "At far higher loads, growing queue fails first" in page
     assert re.search(r"operating: 0\.0\d+ in flight", page)
     assert any("not tried" in each and "l4-24gb" in each for each in plan.warnings)
 
