@@ -77,24 +77,32 @@ def stop_group(pid: int, is_running: Callable[[], bool], *, grace_s: float) -> N
         return
     if grace_s > 0:
         signal_group(pid, signal.SIGTERM)
-        _wait_gone(pid, is_running, grace_s)
+        wait_gone(pid, is_running, grace_s)
     signal_group(pid, signal.SIGKILL)
-    _wait_gone(pid, is_running, _KILLED_WITHIN_S)
+    wait_gone(pid, is_running, _KILLED_WITHIN_S)
 
 
 def kill_session(leader: int, word: str) -> None:
-    """Send SIGKILL to the processes of a session, its leader perhaps ended, that have a text in their command lines.
+    """Kill the processes of a session, its leader perhaps ended, that have a text in their command lines.
 
     Args:
         word: What none but them has: the session's number may be another's by now.
     """
+    killed = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         pid = int(path.parent.name)
         try:
             if os.getsid(pid) == leader and word.encode() in path.read_bytes():
                 os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
+    for pid in killed:
+        wait_gone(pid, partial(_is_alive, pid), _KILLED_WITHIN_S)
+
+
+def _is_alive(pid: int) -> bool:
+    return started_ticks(pid) is not None
 
 
 def reap(pid: int) -> None:
@@ -105,8 +113,12 @@ def reap(pid: int) -> None:
         return
 
 
-def _wait_gone(pid: int, is_running: Callable[[], bool], limit_s: float) -> None:
+def wait_gone(pid: int, is_running: Callable[[], bool], limit_s: float) -> bool:
+    """Wait until a process has ended; return whether it has within the limit."""
     end_s = time.monotonic() + limit_s
-    while is_running() and time.monotonic() < end_s:
+    while is_running():
+        if time.monotonic() >= end_s:
+            return False
         reap(pid)
         time.sleep(_LOOK_EVERY_S)
+    return True

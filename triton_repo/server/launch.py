@@ -19,7 +19,7 @@ from engines.errors import LAST_LINES, MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, to_json
 from engines.http_fetch import answers
 from engines.ports import LOOPBACK, why_not_free
-from engines.processes import kill_session, signal_group, started_ticks, stop_group
+from engines.processes import kill_session, signal_group, started_ticks, stop_group, wait_gone
 from engines.signals import interrupts_deferred
 from triton_repo.server.child_process import start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
@@ -42,7 +42,7 @@ DRAINED_GRACE_S = 0.5
 # https://github.com/triton-inference-server/tensorrtllm_backend/issues/349
 LOCK_FAULT = "boost::interprocess::lock_exception"
 STARTS = 3
-_ENDING_S, _LOOK_EVERY_S = 2.0, 0.02  # a killed server is a process until its memory is free
+_ENDING_S = 2.0  # a killed server is a process until its memory is free
 _SHARED_MEMORY = Path("/dev/shm")
 _FAILURE_MARKS = ("failed to load", "Traceback", "Error:", "error:", "Internal:", "Invalid argument")
 
@@ -225,7 +225,7 @@ def drain_server(repository: Path, record: ServerRecord, within_s: float) -> Non
     try:
         left = drain(control_of(repository, record), within_s)
     except ControlError as error:
-        if _ends_within(record, _ENDING_S):
+        if wait_gone(record.pid, lambda: is_running(record), _ENDING_S):
             return
         raise ToolError(f"the server could not be drained: {error}", log_path=Path(record.log)) from error
     if left:
@@ -233,16 +233,6 @@ def drain_server(repository: Path, record: ServerRecord, within_s: float) -> Non
             f"{left} requests were still in flight after {within_s:g} s and were cancelled",
             hint="allow more time with --drain-within",
         )
-
-
-def _ends_within(record: ServerRecord, limit_s: float) -> bool:
-    """Return whether a server ends within a time, unasked."""
-    end_s = time.monotonic() + limit_s
-    while is_running(record):
-        if time.monotonic() > end_s:
-            return False
-        time.sleep(_LOOK_EVERY_S)
-    return True
 
 
 def control_of(repository: Path, record: ServerRecord) -> Control:
