@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Literal, ParamSpec, TypeVar
 
 from engines.processes import ending_with_parent
@@ -31,16 +30,6 @@ class WorkerPool:
     ) -> None:
         context = multiprocessing.get_context(method)
         self._pool = ProcessPoolExecutor(count, context, _begin, (ending_with_parent(), begin))
-
-    def __enter__(self) -> WorkerPool:
-        """Do nothing: processes start with the first task."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the processes."""
-        self.close()
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function in one of the processes."""

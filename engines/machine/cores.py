@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -51,7 +52,7 @@ def run_pinned(cores: tuple[int, ...], work: Callable[P, T], *args: P.args, **kw
     Args:
         work: Of a module that loads no such library when it is imported: their threads are counted once, on loading.
     """
-    with WorkerPool(1, method="spawn", begin=partial(_pin, cores)) as pool:
+    with closing(WorkerPool(1, method="spawn", begin=partial(_pin, cores))) as pool:
         return pool.submit(work, *args, **kwargs).result()
 
 

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def calibrate(
     again = f", and {len(shapes)} times with one shape of prompt and reply left out" if shapes else ""
     progress(f"{len(points)} points; fitting them{again}")
     began_s = clock()
-    with WorkerPool(os.cpu_count() or 1, method="fork") as pool:
+    with closing(WorkerPool(os.cpu_count() or 1, method="fork")) as pool:
         whole = pool.submit(fit_best, request, points)
         fits_without = {shape: pool.submit(_fit_without, request, shape) for shape in shapes}
         fits: list[Future[Any]] = [whole, *fits_without.values()]
