@@ -376,6 +376,17 @@ def _await_received(receivers: list[PythonReceiver]) -> None:
     time.sleep(0.01)  # and has noted it
 
 
+def _all_received(pairs: list[tuple[socket.socket, socket.socket]], wake: Callable[[], None]) -> Any:
+    """Return a thread that has received something from each pair, and has not looked at any."""
+    thread = ReceivingThread()
+    receivers = [Receiver(here, wake) for here, _ in pairs]
+    for receiver, (_, there) in zip(receivers, pairs, strict=True):
+        thread.add(receiver)
+        there.sendall(b"x")
+    _await_received(receivers)
+    return thread
+
+
 needs_thread = pytest.mark.skipif(ReceivingThread is None, reason="no C compiler at the build, or not Linux")
 
 
@@ -478,12 +489,7 @@ def test_long_looks_leave_the_loop_its_turn(pairs: list[tuple[socket.socket, soc
         looks.append(1)
         time.sleep(0.03)
 
-    thread = ReceivingThread()
-    receivers = [Receiver(here, look_long) for here, _ in pairs]
-    for receiver, (_, there) in zip(receivers, pairs, strict=True):
-        thread.add(receiver)
-        there.sendall(b"x")
-    _await_received(receivers)
+    thread = _all_received(pairs, look_long)
     for count in range(1, 4):
         assert select.select([thread], [], [], 0)[0]
         thread()
@@ -501,12 +507,7 @@ def test_what_waking_one_raises_leaves_the_others_due(pairs: list[tuple[socket.s
         if len(looked) == 1:
             raise RuntimeError("woken")
 
-    thread = ReceivingThread()
-    receivers = [Receiver(here, fail_first) for here, _ in pairs]
-    for receiver, (_, there) in zip(receivers, pairs, strict=True):
-        thread.add(receiver)
-        there.sendall(b"x")
-    _await_received(receivers)
+    thread = _all_received(pairs, fail_first)
     with pytest.raises(RuntimeError, match="woken"):
         thread()
     assert select.select([thread], [], [], 0)[0]
