@@ -122,7 +122,7 @@ def prior_of(
 def _in_waves(prior: Prior, source: str, *, alone: bool) -> Prior:
     """Return the prior with what static batches say, alone or, if it is an engine's, together with it.
 
-    The two are apart: their logarithms are averaged, each by its own certainty.
+    The two are independent: their logarithms are averaged, weighted by their certainty.
     """
     expected, spread = prior.expected.copy(), prior.spread.copy()
     for name, (value, deviation) in IN_WAVES.items():

@@ -147,10 +147,11 @@ def _compared(request: Request, points: Sequence[Point]) -> tuple[Structure, dic
     kernels = kernels_of(request.manifest, request.profile)
     best = Structure(budgets[-1], waves[-1], kernels[-1])
     tried = {best: fit(fit_context_of(request, best), points, trials=_WHOLE)}
-    is_limited, start = False, _at_the_output_limit(request.prior(best.waves), points)
+    prior = request.prior(best.waves)
+    is_limited, start = False, _at_the_output_limit(prior, points)
     if start is not None:
         limited = fit(fit_context_of(request, best), points, trials=_WHOLE, start=start, cost_to_beat=tried[best].cost)
-        moved = limited.logs - request.prior(best.waves).expected  # what has no effect returns to what is expected
+        moved = limited.logs - prior.expected  # what has no effect returns to what is expected
         is_limited = limited.cost < tried[best].cost and moved[PLACE["stream_token_s"]] > _OUTPUT_MOVED
         if is_limited:
             tried[best] = limited

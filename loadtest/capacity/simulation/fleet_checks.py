@@ -162,9 +162,9 @@ class _Peaks:
         """
         if replicas not in self.known:
             demand = self.size_task.task.demand
-            least_s = demand.peak_window_s / MIN_WINDOWS
-            found = self._simulated(replicas, 0.0 if isinstance(demand.traffic, Described) else least_s)
-            if found.met and isinstance(demand.traffic, Described):
+            is_described, least_s = isinstance(demand.traffic, Described), demand.peak_window_s / MIN_WINDOWS
+            found = self._simulated(replicas, 0.0 if is_described else least_s)
+            if is_described and found.met:
                 found = self._simulated(replicas, least_s)
             self.known[replicas] = found
         return self.known[replicas]

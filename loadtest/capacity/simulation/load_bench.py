@@ -31,7 +31,7 @@ TAIL_LIVES = 4.0  # mean request durations for which the load continues, so that
 # Near saturation a queue takes hundreds of services to reach its steady length (the relaxation time of M/M/1 is about
 # 1 / (1 - utilization)^2 services: 400 at 95 %); a shorter window underestimates the queue.
 MIN_IN_WINDOW = 800
-# Of the rate of a replica that always has requests waiting. Above it, a queue needs longer than any window to settle.
+# Share of a saturated replica's throughput that it sustains: above it, a queue takes longer than any window to settle.
 LASTING_USE = 0.98
 IDLE_REQUESTS = 200  # each alone on the engine: enough for a p95 within about one percent of requests
 RELIEF_WINDOWS = 2
@@ -254,9 +254,9 @@ class LoadBench:
         return simulate(self.task.manifest, [sample], slowdown=window.slowdown, into=into, power=power)
 
     def most_per_s(self, rate_per_s: float, slowdown: Slowdown) -> float:
-        """Return the highest load that a replica can process for long, under any objectives; inf for a small load.
+        """Return the highest load that a replica sustains, regardless of objectives; inf for a small load.
 
-        A longer queue does not make the engine faster. So the rate at which it works off a queue bounds every load.
+        A longer queue does not make the engine faster, so the throughput of a saturated replica bounds every load.
         """
         if self.is_small(rate_per_s, slowdown):
             return math.inf

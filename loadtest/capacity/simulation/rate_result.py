@@ -32,7 +32,7 @@ class RateResult(NamedTuple):
     cached_ratio: float | None = None
 
     def under(self, most_per_s: float) -> RateResult:
-        """Return the result with a growing queue if the load is above what its replicas can process for long.
+        """Return the result with a growing queue if the load is above the rate that its replicas sustain.
 
         A window may be too short to show it.
         """

@@ -90,12 +90,12 @@ def _run(server: VirtualServer, open_requests: int) -> Iterator[Ended]:
 def saturated_per_s(manifest: EngineManifest, sample: TrafficSample, slots: int, slowdown: Slowdown) -> float:
     """Return the requests per second of a replica that always has requests waiting.
 
-    All requests of a window wait from the start. The first batch of them gets shorter replies, evenly from none to the
-    whole, so that its requests end one by one, as later ones do; counted is from their last end until nothing waits any
-    more. Without such a time, because the window is too short, it is infinite.
+    All requests of a window wait from the start. Replies of the first batch are cut to evenly spaced lengths, so that
+    its requests end one by one, as later ones do. Requests are counted from the end of the first batch on, until none
+    waits. If the window is too short for that, the rate is infinite.
 
     Args:
-        slots: Requests of the first batch.
+        slots: Size of the first batch.
     """
     requests = tuple(
         each._replace(at_s=0.0, osl=max(1, each.osl * (place + 1) // slots) if place < slots else each.osl)
